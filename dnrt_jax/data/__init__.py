@@ -1,1 +1,1 @@
-"""Bytes -> arrays -> batches: `datasets` reads, `augment` transforms on the device, `loader` batches."""
+"""Bytes -> arrays -> batches: `datasets` reads, `augment` transforms on the device."""

@@ -1,0 +1,82 @@
+"""Activations by name. The ones with parameters are Flax layers over the last axis (channels)."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dnrt_jax.raa import RAA, raa
+
+
+class GDN(nn.Module):
+    """Generalized divisive normalization: x_i / sqrt(beta_i + sum_j gamma_ij x_j^2).
+
+    Ballé et al., ICLR 2016, in its usual form: parameters beta f32[D] >= 1e-6, at first 1, and
+    gamma f32[D, D] >= 0 (i by j), at first 0.1 times the identity.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        d = x.shape[-1]
+        beta = self.param("beta", nn.initializers.ones, (d,))
+        gamma = self.param("gamma", lambda _, shape: 0.1 * jnp.eye(*shape), (d, d))
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, d)
+        norm = jnp.square(y) @ jnp.transpose(_at_least(gamma, 0.0)) + _at_least(beta, 1e-6)
+        return (y * jax.lax.rsqrt(norm)).astype(x.dtype).reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _at_least(x, bound):
+    return jnp.maximum(x, bound)
+
+
+# Below the bound only a gradient that leads back up passes; with none, a parameter would be stuck.
+_at_least.defvjp(
+    lambda x, bound: (jnp.maximum(x, bound), x),
+    lambda bound, x, g: (jnp.where((x >= bound) | (g < 0), g, 0),),
+)
+
+# Activations with parameters are constructors of layers, the others plain functions.
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "gdn": GDN,
+    "raa": RAA,
+    "raa_scalar": partial(RAA, shift="scalar"),
+    "raa_element": partial(RAA, shift="element"),
+    "raa_relu": partial(RAA, base="relu"),
+    "raa_relu_scalar": partial(RAA, base="relu", shift="scalar"),
+    "raa_relu_element": partial(RAA, base="relu", shift="element"),
+}
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": partial(raa, w=None, b=0.0),  # exact, and the same kernel as RAA's
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "selu": nn.selu,
+    "softplus": nn.softplus,
+}
+
+
+def names() -> list[str]:
+    return [*FUNCTIONS, *LAYERS]
+
+
+def create(name: str, layer_name: str = "act") -> Callable[[Array], Array]:
+    """The activation `name`, to be called on [..., D].
+
+    Call it inside a module's `@nn.compact` method: one with parameters becomes its child
+    `layer_name`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    if name not in LAYERS:
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown activation {name!r}; {hint}known: {', '.join(names())}")
+    return LAYERS[name](name=layer_name)

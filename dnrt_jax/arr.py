@@ -1,0 +1,223 @@
+"""Aggregated response regularization (ARR): a loss with a memory of class means.
+
+    mu_k <- (1 - m) mu_k + m x_k                              (Qiu et al., ICLR 2024, eq. 3)
+    loss  = mean over layers and samples of |x - mu_y|_1 / D                    (eq. 4, 5)
+
+x is a layer's aggregated response to one sample of class y: its class token, or its pooled map.
+Everything here is a pure function on pytrees of responses and needs nothing but JAX:
+
+    centroids = arr.init(responses, num_classes)                            # once
+    targets, centroids = arr.update(centroids, responses, labels, momentum=0.1)
+    loss = task_loss + weight * arr.loss(responses, targets)                # every step
+
+Under `jax.jit` the batch is one logical array, however many devices hold it, and these functions
+mean the same on all. Inside `jax.shard_map` or `jax.pmap`, name the mapped axis with `axis_name`.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Tree = Any  # a pytree of arrays
+HIGHEST = jax.lax.Precision.HIGHEST  # a target is compared with its response digit by digit
+
+
+class Centroids(NamedTuple):
+    """The class means of every layer.
+
+    mean: tree of f32[K, D_j], mirroring the responses; 0 where a class was never seen.
+    count: i32[K], how many samples of each class have been seen.
+    """
+
+    mean: Tree
+    count: Array
+
+
+def init(responses: Tree, num_classes: int) -> Centroids:
+    """Empty centroids for `responses`, a tree of [B, D_j] arrays or of their shapes."""
+    mean = jax.tree.map(lambda x: jnp.zeros((num_classes, x.shape[-1]), _dtype(x)), responses)
+    return Centroids(mean, jnp.zeros(num_classes, jnp.int32))
+
+
+def update(
+    centroids: Centroids,
+    responses: Tree,
+    labels: Array,
+    *,
+    momentum: float,
+    rule: Literal["sequential", "centroid"] = "sequential",
+    target: Literal["updated", "previous"] = "updated",
+    mask: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Tree, Centroids]:
+    """Moves the class means towards the batch and returns each sample's target.
+
+    Rule "sequential" is the authors' update, sample by sample in the order of the global batch, in
+    closed form: one [B, B] matrix serves all layers. Rule "centroid" is its mean over all orders,
+    mu' = (1-m)^n mu + (1 - (1-m)^n) xbar: it needs only the sums and counts of each class, so it
+    depends neither on the order nor on how the batch is split.
+
+    A sample's target is its class mean with the sample (or, for "centroid", its batch) counted in
+    ("updated", the authors' code) or left out ("previous", eq. 4). The loss against "updated" is
+    (1-m) times that against "previous", per sample. No gradient flows into targets or means.
+    A sample whose class was never seen before it is its own target.
+
+    Args:
+      responses: tree of [B, D_j].
+      labels: i32[B] in 0..K-1; anything else makes the sample's targets NaN.
+      momentum: m, in 0..1; the weight of a new sample.
+      mask: bool[B]; False rows (padding) change nothing, and their targets mean nothing.
+      axis_name: the mapped axis that splits the batch, inside `shard_map` or `pmap`.
+
+    Returns:
+      targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
+
+    Raises:
+      ValueError: for an unknown rule or target, or a concrete momentum outside 0..1.
+    """
+    rules = {"sequential": _sequential, "centroid": _centroid}
+    if rule not in rules:
+        raise ValueError(f"arr rule={rule!r}: choose 'sequential' or 'centroid'")
+    if target not in ("updated", "previous"):
+        raise ValueError(f"arr target={target!r}: choose 'updated' or 'previous'")
+    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
+        raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
+    mask = jnp.ones(labels.shape, bool) if mask is None else mask
+    # A padded row may hold anything, and 0 * NaN is NaN.
+    clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
+    responses = jax.tree.map(clean, responses)
+    return rules[rule](centroids, responses, labels, momentum, target, mask, axis_name)
+
+
+def _sequential(centroids, responses, labels, momentum, target, mask, axis_name):
+    size, start = labels.shape[0], 0
+    if axis_name is not None:
+        gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True)
+        start = jax.lax.axis_index(axis_name) * size
+        labels, mask, responses = jax.tree.map(gather, (labels, mask, responses))
+    mean, count = centroids
+    n, num_classes = labels.shape[0], count.shape[0]
+    labels = jnp.where(labels < 0, num_classes, labels)  # a negative index would wrap around
+
+    order = jnp.arange(n)
+    same = (labels[:, None] == labels) & mask[:, None] & mask
+    before = same & (order[:, None] > order)
+    rank = before.sum(1)  # how many of its class precede a sample in the batch
+    seen = count.at[labels].get(mode="fill", fill_value=0) > 0
+    first = (rank == 0) & ~seen
+    dtype = jnp.result_type(*jax.tree.leaves(responses))
+    keep = jnp.asarray(1 - momentum, dtype)
+    enter = jnp.where(first, 1, jnp.asarray(momentum, dtype))
+
+    # target_i = old_i mu_(y_i) + sum_j weights_ij x_j, with the sample itself still left out
+    weights = jnp.where(before, enter * keep ** jnp.maximum(rank[:, None] - 1 - rank, 0), 0)
+    old = jnp.where(seen, keep**rank, 0)
+
+    def layer(mu, x):
+        at = lambda values: values.at[labels].get(mode="fill", fill_value=jnp.nan)
+        mixed = jnp.matmul(weights.astype(x.dtype), x, precision=HIGHEST)
+        previous = jnp.where(first[:, None], x, old[:, None].astype(x.dtype) * at(mu) + mixed)
+        # Written as a step from `previous`, so that m = 0 and x = previous stay exact.
+        updated = previous + enter[:, None].astype(x.dtype) * (x - previous)
+        last = mask & (rank == same.sum(1) - 1)
+        mu = mu.at[jnp.where(last, labels, num_classes)].set(updated, mode="drop")
+        targets = updated if target == "updated" else previous
+        return jax.lax.dynamic_slice_in_dim(targets, start, size), mu
+
+    count = count.at[labels].add(mask.astype(count.dtype), mode="drop")
+    return _layers(layer, mean, responses, count)
+
+
+def _centroid(centroids, responses, labels, momentum, target, mask, axis_name):
+    mean, count = centroids
+    num_classes = count.shape[0]
+    labels = jnp.where(labels < 0, num_classes, labels)
+    reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
+    per_class = lambda x: reduce(jax.ops.segment_sum(x, labels, num_classes))
+    n = per_class(mask.astype(count.dtype))
+    dtype = jnp.result_type(*jax.tree.leaves(responses))
+    enter = jnp.where(count > 0, 1 - jnp.asarray(1 - momentum, dtype) ** n, n > 0)
+    own = (count == 0) & ((n <= 1) | (target == "previous"))
+
+    def layer(mu, x):
+        at = lambda values, fill: values.at[labels].get(mode="fill", fill_value=fill)
+        average = per_class(x) / jnp.maximum(n, 1).astype(x.dtype)[:, None]
+        updated = mu + enter.astype(x.dtype)[:, None] * (average - mu)
+        targets = at(updated if target == "updated" else mu, jnp.nan)
+        return jnp.where(at(own, False)[:, None], x, targets), updated
+
+    return _layers(layer, mean, responses, count + n)
+
+
+def _layers(layer, mean, responses, count):
+    leaves, treedef = jax.tree.flatten(responses)
+    pairs = [layer(mu, x) for mu, x in zip(treedef.flatten_up_to(mean), leaves, strict=True)]
+    targets, means = zip(*pairs, strict=True)
+    return treedef.unflatten(targets), Centroids(treedef.unflatten(means), count)
+
+
+def lookup(centroids: Centroids, responses: Tree, labels: Array) -> Tree:
+    """The targets of a batch under the means as they are: for evaluation.
+
+    Args and result as for `update`; a sample of a class that was never seen is its own target.
+    """
+    mean, count = centroids
+    labels = jnp.where(labels < 0, count.shape[0], labels)
+    seen = count.at[labels].get(mode="fill", fill_value=1) > 0
+
+    def layer(x, mu):
+        x = jax.lax.stop_gradient(x).astype(_dtype(x))
+        return jnp.where(seen[:, None], mu.at[labels].get(mode="fill", fill_value=jnp.nan), x)
+
+    return jax.tree.map(layer, responses, mean)
+
+
+def loss(
+    responses: Tree,
+    targets: Tree,
+    *,
+    mask: Array | None = None,
+    average: Literal["layer", "width"] = "layer",
+    axis_name: str | None = None,
+) -> Array:
+    """Mean |response - target| over features and samples, then over layers: f32[].
+
+    Args:
+      responses, targets: trees of [B, D_j].
+      mask: bool[B]; False rows do not count. With no row left the loss is 0.
+      average: "layer" is eq. 5, every layer weighs the same. "width" is the authors' code: layers
+        of equal width are averaged first, then the widths; equal to "layer" unless widths differ.
+      axis_name: as for `update`; the result is then the mean over the global batch.
+
+    Raises:
+      ValueError: for an unknown average, or when no response was recorded.
+    """
+    leaves, treedef = jax.tree.flatten(responses)
+    if not leaves:
+        raise ValueError("arr.loss: no responses; does the model record any?")
+    reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
+    rows = jnp.ones(leaves[0].shape[0], bool) if mask is None else mask
+    size = jnp.maximum(reduce(rows.sum()), 1)
+
+    def layer(x, mu):
+        difference = jnp.where(rows[:, None], x.astype(_dtype(x)) - jax.lax.stop_gradient(mu), 0)
+        # The gradient of |.| at 0 must be 0: a sample that is its own target is not pulled.
+        distance = jax.lax.stop_gradient(jnp.sign(difference)) * difference
+        return reduce(distance.sum()) / (size * x.shape[-1])
+
+    losses = [layer(*pair) for pair in zip(leaves, treedef.flatten_up_to(targets), strict=True)]
+    if average == "layer":
+        return jnp.stack(losses).mean()
+    if average != "width":
+        raise ValueError(f"arr average={average!r}: choose 'layer' or 'width'")
+    groups: dict[int, list[Array]] = {}
+    for x, value in zip(leaves, losses, strict=True):
+        groups.setdefault(x.shape[-1], []).append(value)
+    return jnp.stack([jnp.stack(group).mean() for group in groups.values()]).mean()
+
+
+def _dtype(x):
+    """Responses, centroids and losses are float32, or float64 where the responses are."""
+    return jnp.promote_types(x.dtype, jnp.float32)

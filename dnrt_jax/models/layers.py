@@ -1,0 +1,133 @@
+"""What several architectures share. Child names follow timm's, so that weights map by rule."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax import Array
+
+from dnrt_jax import activations
+
+normal_02 = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2: 100 deviations
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+
+
+def record(module: nn.Module, response: Array, name: str = "response") -> None:
+    """Hands out an aggregated response [B, D] where ARR applies; free unless somebody collects.
+
+    `model.apply(..., mutable=["responses"])` returns them as a tree of [B, D] arrays.
+    """
+    module.sow("responses", name, response, reduce_fn=lambda _, x: x, init_fn=lambda: response)
+
+
+class Dense(nn.Dense):
+    """nn.Dense over a flattened batch: XLA:CPU is slow at weight gradients of [B, N, D] inputs."""
+
+    kernel_init: Any = normal_02
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        x = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return x.reshape(*inputs.shape[:-1], self.features)
+
+
+class PatchConv(nn.Module):
+    """A convolution whose stride is its kernel size, as one matrix product.
+
+    [B, H, W, C] -> [B, H/p, W/p, features]; parameters as nn.Conv's, initialised as torch's.
+    """
+
+    features: int
+    patch_size: int
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        p = self.patch_size
+        if h % p or w % p:
+            raise ValueError(f"image of {h}x{w} pixels: not a multiple of patch_size={p}")
+        kernel = self.param("kernel", uniform_fan_in, (p, p, c, self.features))
+        bias = None
+        if self.use_bias:
+            bound = 1 / math.sqrt(p * p * c)
+            init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            bias = self.param("bias", init, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(-1, p * p * c)
+        x = x @ kernel.reshape(-1, self.features)
+        x = x if bias is None else x + bias
+        return x.reshape(b, h // p, w // p, self.features)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch [B, ...] per sample (Huang et al., 2016)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        dims = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=not train)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (Touvron et al., CaiT, 2021)."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.init_value), (x.shape[-1],))
+        return x * gamma.astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))) on [..., D]: RAA's site in a transformer."""
+
+    hidden_dim: int
+    act: str
+    drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        d = x.shape[-1]
+        x = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
+        x = activations.create(self.act)(x)
+        x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+        x = Dense(d, dtype=self.dtype, name="fc2")(x)
+        return nn.Dropout(self.drop_rate)(x, deterministic=not train)
+
+
+def attend(q: Array, k: Array, v: Array, dropout: nn.Dropout, train: bool) -> Array:
+    """softmax(q k^T / sqrt(D)) v for [B, H, N, D]; the softmax in float32."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
+    weights = nn.softmax(logits.astype(jnp.promote_types(q.dtype, jnp.float32)))
+    return dropout(weights.astype(v.dtype), deterministic=not train) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on [B, N, D]."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        b, n, d = x.shape
+        if d % self.num_heads:
+            raise ValueError(f"embed_dim={d} is not a multiple of num_heads={self.num_heads}")
+        qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
+        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
+        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)

@@ -1,0 +1,80 @@
+"""Response-adaptive activation (RAA): an activation whose condition moves with its input.
+
+    RAA(x) = x * Phi(x + f(x)),   f(x) = w.x + b        (Qiu et al., ICLR 2024, eq. 2)
+
+Phi is the standard normal distribution function. One shift serves the whole feature vector: a
+token, or a pixel of a feature map. With w = b = 0, where training starts, RAA is the exact GELU.
+The ReLU form of the authors' code, max(0, x + f(x)), starts as ReLU; there the shift moves the
+output too.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def raa(x: Array, w: Array | None, b: Array | float) -> Array:
+    """GELU form, x * Phi(x + f(x)).
+
+    Args:
+      x: [..., D], any leading dimensions. Half precision is computed in float32 and rounded once.
+      w: [D] for one shift per vector, [D, D] (input by output) for one per element, or None for
+        a shift that does not depend on x.
+      b: [], or [D] with an element-wise `w`.
+
+    Returns:
+      [..., D], with the dtype of `x`.
+    """
+    y = _promote(x)
+    z = y + _shift(y, w, b)
+    return (y * (0.5 * (1 + jax.lax.erf(z * 0.5**0.5)))).astype(x.dtype)
+
+
+def raa_relu(x: Array, w: Array | None, b: Array | float) -> Array:
+    """ReLU form, max(0, x + f(x)). Arguments and result as for `raa`."""
+    y = _promote(x)
+    return nn.relu(y + _shift(y, w, b)).astype(x.dtype)
+
+
+def _promote(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
+    b = jnp.asarray(b, x.dtype)
+    if w is None:
+        return b
+    w = w.astype(x.dtype)
+    return (x * w).sum(-1, keepdims=True) + b if w.ndim == 1 else x @ w + b
+
+
+class RAA(nn.Module):
+    """RAA as a Flax layer over the last axis; parameters `w` and `b`, zero at the start.
+
+    Attributes:
+      base: "gelu" for `raa`, "relu" for `raa_relu`.
+      shift: "vector" (the paper's: w[D], b[]), "scalar" (only b[]), or "element" (w[D, D], b[D]).
+
+    Raises:
+      ValueError: for an unknown `base` or `shift`.
+    """
+
+    base: Literal["gelu", "relu"] = "gelu"
+    shift: Literal["vector", "scalar", "element"] = "vector"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activate = {"gelu": raa, "relu": raa_relu}.get(self.base)
+        if activate is None:
+            raise ValueError(f"RAA.base={self.base!r}: choose 'gelu' or 'relu'")
+        d = x.shape[-1]
+        shapes = {"vector": ((d,), ()), "scalar": (None, ()), "element": ((d, d), (d,))}
+        if self.shift not in shapes:
+            raise ValueError(f"RAA.shift={self.shift!r}: choose one of {', '.join(shapes)}")
+        w_shape, b_shape = shapes[self.shift]
+        zeros = nn.initializers.zeros
+        w = None if w_shape is None else self.param("w", zeros, w_shape)
+        return activate(x, w, self.param("b", zeros, b_shape))
