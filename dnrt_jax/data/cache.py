@@ -1,0 +1,42 @@
+"""Arrays kept beside the archive that they were decoded from, so that a second start is quick."""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = ".cache"
+
+
+def path_for(archive: Path, split: str, image_size: int) -> Path:
+    """Where the arrays of `archive` as it is now belong; another archive gets another name."""
+    stat = archive.stat()
+    version = f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{image_size}"
+    return archive.parent / FOLDER / f"{archive.name}-{split}-{version}.npz"
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
+    """Images, labels and class names, or None if they are missing or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"], tuple(map(str, arrays["class_names"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write(path: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
+    """Writes beside and renames; where the folder cannot be written, there is no cache."""
+    if not path.parent.parent.stat().st_mode & 0o222:
+        return  # read-only is respected by root too, whom the system lets write
+    part = None
+    try:
+        path.parent.mkdir(exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, images=images, labels=labels, class_names=np.array(class_names))
+        os.replace(part, path)
+    except OSError:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Image bytes -> uint8 RGB, in one place: which formats are read and what counts as broken."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+# Pillow also opens formats that run other programs (EPS) or are no photographs (PDF, fonts).
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+EVAL_CROP = 0.875
+
+
+class BrokenImage(ValueError):
+    """One line: the image's name and what is wrong with it."""
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The image in `data`, header read and pixels not yet; any failure inside is a BrokenImage.
+
+    Raises:
+      BrokenImage: empty, truncated or no image, or so many pixels that it may be a bomb
+        (twice Pillow's `MAX_IMAGE_PIXELS`).
+    """
+    if not data:
+        raise BrokenImage(f"{name}: empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                yield image
+    except Image.UnidentifiedImageError:
+        raise BrokenImage(f"{name}: not an image ({', '.join(FORMATS)} are read)") from None
+    except Image.DecompressionBombError:
+        raise BrokenImage(f"{name}: decompression bomb, too many pixels to be decoded") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's parsers let through whatever a damaged file provokes.
+        reason = " ".join(str(error).split())
+        raise BrokenImage(f"{name}: broken image ({reason})") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decoded 8-bit RGB. 16 bits are scaled, palettes looked up, alpha dropped (as `convert` does).
+
+    Raises:
+      ValueError: pixels that have no fixed range (32-bit integers, floats).
+    """
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit pixels have no known range; save it with 8 or 16 bits")
+        image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def eval_side(image_size: int) -> int:
+    """Shorter side before the centre crop of the evaluation transform (32 -> 36, 224 -> 256)."""
+    return int(image_size / EVAL_CROP)
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """Shorter side resized to `side` (bilinear, antialiased), then the centre square.
+
+    Raises:
+      ValueError: an image so narrow that its resized form would not fit in memory.
+    """
+    (width, height), short = image.size, min(image.size)
+    wide, high = int(side * width / short), int(side * height / short)
+    if max(wide, high) > 100 * side:
+        raise ValueError(f"{width} x {height} pixels: too narrow for a centre square")
+    image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def decode(data: bytes, name: str, side: int | None = None) -> np.ndarray:
+    """uint8[H, W, 3], or with `side` the centre square of that side; raises BrokenImage."""
+    with opened(data, name) as image:
+        rgb = to_rgb(image)
+        return np.asarray(rgb if side is None else fit(rgb, side))

@@ -1,0 +1,129 @@
+"""Folders that tensorflow-datasets has prepared, `DATA_DIR/NAME[/CONFIG]/VERSION`, read without
+TensorFlow, from array_record or tfrecord files."""
+
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dnrt_jax.data.folder import Example
+
+SPLITS = {"train": ("train",), "test": ("test", "validation")}
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Prepared:
+    """One split of a prepared folder: a sequence of examples, their images still encoded.
+
+    Raises:
+      FileNotFoundError: the data set has no such split, or a file of it is missing.
+      ValueError: no image and class label in the features, or files that cannot be read.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        import tensorflow_datasets as tfds
+
+        self.folder = folder
+        try:
+            info = tfds.builder_from_directory(folder).info
+        except Exception as error:  # whatever its parsers meet in a damaged json file
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is damaged ({reason}); prepare it again") from None
+        self.features: Any = info.features
+        keys: Any = info.supervised_keys or ("image", "label")
+        self.image_key, self.label_key = keys[0], keys[-1]
+        found = dict(self.features)
+        image, label = found.get(self.image_key), found.get(self.label_key)
+        if not isinstance(image, tfds.features.Image) or not isinstance(
+            label, tfds.features.ClassLabel
+        ):
+            raise ValueError(f"{folder} is not for image classification: it holds {list(found)}")
+        self.class_names = tuple(label.names)
+        self.decoders = {self.image_key: tfds.decode.SkipDecoding()}
+
+        self.split = next((name for name in SPLITS[split] if name in info.splits), "")
+        if not self.split:
+            wanted = " or ".join(SPLITS[split])
+            raise FileNotFoundError(
+                f"{folder} has no split {wanted}, only {', '.join(info.splits)}"
+            )
+        shards = info.splits[self.split]
+        file_format = info.file_format.value if info.file_format else "unknown"
+        self.records = _records(folder, file_format, [str(path) for path in shards.filepaths])
+        if len(self.records) != shards.num_examples:
+            raise ValueError(
+                f"{folder}: {self.split} has {len(self.records)} records instead of"
+                f" {shards.num_examples}; prepare it again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.features.deserialize_example_np(self.records[index], decoders=self.decoders)
+        name = f"{self.folder}:{self.split}[{index}]"
+        return Example(name, example[self.image_key], int(example[self.label_key]))
+
+    def __repr__(self) -> str:
+        return f"Prepared({str(self.folder)!r}, {self.split!r})"
+
+
+def find(name: str, data_dir: Path) -> Path | None:
+    """The newest version prepared under `DATA_DIR/NAME`, where NAME is `set[/config][:version]`."""
+    folder = data_dir / name.replace(":", "/")
+    found = [folder] if VERSION.fullmatch(folder.name) else folder.glob("*.*.*")
+    # A folder proves nothing, an interrupted preparation leaves one; its info is written last.
+    found = [
+        path
+        for path in found
+        if VERSION.fullmatch(path.name) and (path / "dataset_info.json").is_file()
+    ]
+    return max(found, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+
+
+def _records(folder: Path, file_format: str, paths: list[str]) -> Any:
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing; prepare the data set again")
+    if file_format == "tfrecord":
+        return TFRecords(paths)
+    if file_format == "array_record":
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(paths)
+    raise ValueError(
+        f"{folder} holds {file_format} files; prepare it with file_format='array_record'"
+    )
+
+
+class TFRecords(Sequence):
+    """Random access to the records of TFRecord files (length, crc, data, crc; little-endian).
+
+    Raises:
+      ValueError: a file that ends in the middle of a record.
+    """
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+        self.index: list[tuple[int, int, int]] = []  # file, where the data starts, its length
+        for number, path in enumerate(paths):
+            size = Path(path).stat().st_size
+            position = 0
+            with open(path, "rb") as file:
+                while position < size:
+                    file.seek(position)
+                    header = file.read(12)
+                    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+                    if position + 16 + length > size:
+                        raise ValueError(f"{path} is truncated; prepare the data set again")
+                    self.index.append((number, position + 12, length))
+                    position += 16 + length
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index):
+        number, start, length = self.index[index]
+        with open(self.paths[number], "rb") as file:
+            file.seek(start)
+            return file.read(length)
