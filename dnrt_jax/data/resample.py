@@ -1,0 +1,121 @@
+"""Resampling of uint8 images as Pillow does it: antialiased resize and affine transforms.
+
+Both round every pixel back to uint8, as a chain of Pillow operations would. A resize is two small
+matrix products with Pillow's filter weights (`Image.resize`, which weighs every pixel the filter
+covers); an affine transform gathers the 4 x 4 pixels around each point (`Image.transform`, whose
+bicubic kernel is another one, a = -1 instead of -1/2).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _resize_weights(start, length, bicubic, size_in: int, size_out: int) -> jax.Array:
+    """f32[size_out, size_in]: each row weighs the input pixels that make up one output pixel.
+
+    Only the pixels start .. start + length - 1 take part.
+    """
+    x = jnp.arange(size_in, dtype=jnp.float32)
+    scale = length / size_out
+    centre = (jnp.arange(size_out, dtype=jnp.float32)[:, None] + 0.5) * scale
+    distance = jnp.abs(x - start + 0.5 - centre) / jnp.maximum(scale, 1)
+    linear = jnp.maximum(1 - distance, 0)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    cubic = jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))
+    inside = (x >= start) & (x < start + length)
+    weights = jnp.where(inside, jnp.where(bicubic, cubic, linear), 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _to_uint8(x: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.floor(x + 0.5), 0, 255).astype(jnp.uint8)
+
+
+def resized_crop(
+    image: jax.Array, box: jax.Array, size: tuple[int, int], bicubic: jax.Array | bool
+) -> jax.Array:
+    """The box i32[4] = (top, left, height, width) of u8[H, W, C], resized to u8[*size, C]."""
+    top, left, height, width = box
+    rows = _resize_weights(top, height, bicubic, image.shape[0], size[0])
+    columns = _resize_weights(left, width, bicubic, image.shape[1], size[1])
+    # Pillow's order: columns, rounded, then rows. The default precision of accelerators (bfloat16,
+    # TF32) is too coarse for 256 grey levels.
+    wide = jnp.einsum("sx,hxc->hsc", columns, image.astype(jnp.float32), precision="highest")
+    wide = _to_uint8(wide).astype(jnp.float32)
+    return _to_uint8(jnp.einsum("th,hsc->tsc", rows, wide, precision="highest"))
+
+
+def resized_centre(image: jax.Array, size: tuple[int, int], crop: int) -> jax.Array:
+    """The central u8[crop, crop, C] of u8[H, W, C] resized to `size`, bilinear; equal to Pillow.
+
+    With a fixed scale the exact halves that Pillow's fixed point rounds up or down are frequent, so
+    this computes with the same whole numbers.
+    """
+    rows, columns = (
+        _fixed_point_weights(n_in, n_out)[round((n_out - crop) / 2) :][:crop]
+        for n_in, n_out in zip(image.shape, size, strict=False)
+    )
+    wide = _fixed_point_product("sx,hxc->hsc", columns, image)
+    return _fixed_point_product("th,hsc->tsc", rows, wide)
+
+
+def _fixed_point_weights(size_in: int, size_out: int) -> np.ndarray:
+    """i64[size_out, size_in], in units of 2**-22."""
+    scale = size_in / size_out
+    centre = (np.arange(size_out)[:, None] + 0.5) * scale
+    weights = 1 - np.abs(np.arange(size_in) + 0.5 - centre) / max(scale, 1)
+    weights = np.maximum(weights, 0)
+    return np.floor(weights / weights.sum(1, keepdims=True) * 2**22 + 0.5).astype(np.int64)
+
+
+def _fixed_point_product(subscripts: str, weights: np.ndarray, image: jax.Array) -> jax.Array:
+    # float32 products are exact up to 2**24: the upper and the lower 11 bits, one after the other.
+    upper, lower = (
+        jnp.einsum(
+            subscripts, half.astype(np.float32), image.astype(jnp.float32), precision="highest"
+        )
+        for half in (weights >> 11, weights & 2047)
+    )
+    total = (upper.astype(jnp.int32) << 11) + lower.astype(jnp.int32)
+    return (total + 2**21 >> 22).astype(jnp.uint8)
+
+
+def _tap_weights(fraction: jax.Array, bicubic: jax.Array) -> tuple[jax.Array, ...]:
+    """The weights of pixels -1, 0, 1, 2 for a point `fraction` right of pixel 0."""
+    d = fraction
+    cubic = (-d * (1 - d) ** 2, 1 + d * d * (d - 2), d * (1 + d - d * d), d * d * (d - 1))
+    return tuple(map(lambda c, b: jnp.where(bicubic, c, b), cubic, (0.0, 1 - d, d, 0.0)))
+
+
+def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.ndarray) -> jax.Array:
+    """`Image.transform(size, AFFINE, matrix)` of u8[H, W, 3].
+
+    Output pixel (x, y) shows the input at (a x + b y + c, d x + e y + f), both measured to pixel
+    centres, for matrix = (a, b, c, d, e, f) f32[6]; `fill` u8[3] where that lies outside.
+    """
+    height, width, channels = image.shape
+    # One 32-bit gather a tap instead of one a channel.
+    shifts = 8 * np.arange(channels, dtype=np.uint32)
+    packed = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32).reshape(-1)
+
+    a, b, c, d, e, f = matrix
+    x = jnp.arange(width, dtype=jnp.float32) + 0.5
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5
+    x, y = a * x + b * y + c, d * x + e * y + f
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+    weights_x = _tap_weights(x - 0.5 - left, bicubic)
+    weights_y = _tap_weights(y - 0.5 - top, bicubic)
+    columns = [jnp.clip(left.astype(jnp.int32) + k, 0, width - 1) for k in (-1, 0, 1, 2)]
+    rows = [jnp.clip(top.astype(jnp.int32) + k, 0, height - 1) * width for k in (-1, 0, 1, 2)]
+
+    total = jnp.zeros((height, width, channels), jnp.float32)
+    for row, weight_y in zip(rows, weights_y, strict=True):
+        for column, weight_x in zip(columns, weights_x, strict=True):
+            pixel = (packed[row + column][..., None] >> shifts) & 255
+            total += (weight_y * weight_x)[..., None] * pixel.astype(jnp.float32)
+    # Pillow truncates; the margin keeps a flat area, whose weights sum to 0.9999999, at its level.
+    value = jnp.clip(jnp.floor(total + 1e-4), 0, 255).astype(jnp.uint8)
+    return jnp.where(inside[..., None], value, fill)
