@@ -52,6 +52,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 }
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
+    "relu6": nn.relu6,
     "gelu": partial(raa, w=None, b=0.0),  # exact, and the same kernel as RAA's
     "silu": nn.silu,
     "elu": nn.elu,
