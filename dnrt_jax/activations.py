@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,7 @@ class GDN(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _at_least(x, bound):
+def _at_least(x, bound) -> Any:
     return jnp.maximum(x, bound)
 
 

@@ -7,11 +7,13 @@ device is touched. A duration has two fields, in epochs and in steps; steps, whe
 import difflib
 import json
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+Config = Any  # an ml_collections.ConfigDict, whose fields no type checker can know
 
 
 class Rule(NamedTuple):
@@ -24,7 +26,9 @@ class Rule(NamedTuple):
 
 def _number(low: float, high: float = float("inf"), open_low: bool = False) -> Rule:
     words = f"a number {'above' if open_low else 'from'} {low:g}"
-    words += "" if high == float("inf") else f" to {high:g}" if not open_low else f", up to {high:g}"
+    words += (
+        "" if high == float("inf") else f" to {high:g}" if not open_low else f", up to {high:g}"
+    )
     return Rule(float, lambda x: (low < x if open_low else low <= x) and x <= high, words)
 
 
@@ -38,7 +42,7 @@ def _choice(*options: Any) -> Rule:
 
 
 def _numbers(low: float, words: str) -> Rule:
-    good = lambda xs: all(isinstance(x, numbers.Real) and x >= low for x in xs)
+    good = lambda xs: all(isinstance(x, int | float) and x >= low for x in xs)
     return Rule(tuple, good, words)
 
 
@@ -54,7 +58,6 @@ RANGE = Rule(tuple, lambda x: len(x) == 2 and 0 < x[0] <= x[1], "two numbers, (l
 # A model field that is None keeps the model's own default.
 FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "seed": (42, _integer(0), "of parameters, data order, augmentation and dropout"),
-    "init_from": ("", TEXT, "weights to start from: .safetensors, or a torch .pth"),
     "model.name": ("vit_tiny_patch4_32", NAME, "see dnrt_jax.models.registry()"),
     "model.act": ("raa", NAME, "activation; see dnrt_jax.activations.names()"),
     "model.dtype": ("float32", _choice("float32", "bfloat16"), "of the computation"),
@@ -121,7 +124,7 @@ class ConfigError(ValueError):
     """A config that cannot run. The message is one line: the field, its value, the remedy."""
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """A config with every field at its default."""
     tree: dict[str, Any] = {}
     for name, (value, rule, _) in FIELDS.items():
@@ -131,7 +134,7 @@ def default() -> ConfigDict:
     return ConfigDict(tree)
 
 
-def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """{"optim.lr": value}: a nested config by dotted names."""
     flat = {}
     for key, value in config.items():
@@ -151,7 +154,7 @@ def nearest(name: str, known) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks names, types and values.
 
     Raises:
@@ -182,7 +185,7 @@ def _fits(value: Any, rule: Rule) -> bool:
     return rule.test(value)  # NaN fails every comparison
 
 
-def model_fields(config: ConfigDict) -> list[str]:
+def model_fields(config: Config) -> list[str]:
     """The fields of the chosen model, as config names.
 
     Raises:
@@ -198,16 +201,45 @@ def model_fields(config: ConfigDict) -> list[str]:
     return [f"model.{field}" for field in models.fields(name) if field not in NOT_CONFIGURED]
 
 
+# What may change between two starts of a run, because it changes no weight.
+FREE_ON_RESUME = (
+    "data.dir",
+    "eval.batch_size",
+    "train.dispatch_steps",
+    "train.log_steps",
+    "train.eval_epochs",
+    "train.eval_steps",
+    "train.checkpoint_epochs",
+    "train.checkpoint_steps",
+    "train.keep",
+)
+
+
+def check_resume(old: Config, new: Config, allowed: Iterable[str]) -> None:
+    """Raises a ConfigError if `new` may not go on with a run of `old`, listing the fields."""
+    before, after = flatten(old), flatten(new)
+    changed = [
+        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before.keys() | after)
+        if before.get(name) != after.get(name) and name not in (*FREE_ON_RESUME, *allowed)
+    ]
+    if changed:
+        raise ConfigError(
+            f"this folder holds a run of another config: {'; '.join(changed)}; choose another "
+            "--workdir, or go on with --allow_change=FIELD"
+        )
+
+
 NOT_CONFIGURED = ("num_classes", "image_size", "dtype")  # from the data, data.*, and model.dtype
 
 
-def model_kwargs(config: ConfigDict) -> dict[str, Any]:
+def model_kwargs(config: Config) -> dict[str, Any]:
     """What the model section hands to `models.create` beside name and activation."""
     given = {k: v for k, v in config.model.items() if v is not None}
     return {k: v for k, v in given.items() if k not in ("name", "act", "dtype")}
 
 
-def _validate_together(config: ConfigDict) -> None:
+def _validate_together(config: Config) -> None:
     from dnrt_jax import activations
 
     if config.model.act not in activations.names():
@@ -233,11 +265,11 @@ def _validate_together(config: ConfigDict) -> None:
         raise ConfigError("config.train.epochs=0: give the length of the run, in epochs or steps")
 
 
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, default=list)
+def to_json(config: Config) -> str:
+    return json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """The inverse of `to_json`, on top of the defaults."""
     config = default()
     for name, value in flatten(json.loads(text)).items():

@@ -1,19 +1,19 @@
 """Optimiser and learning rate from the config, with torch's semantics and the reference's clock."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from ml_collections import ConfigDict
 
-from dnrt_jax.config import steps
+from dnrt_jax.config import Config, steps
 
-Schedule = Callable[[Array | int], Array]
+Schedule = Callable[[Any], Array]  # step -> rate
 
 
-def schedule(optim: ConfigDict, total_steps: int, epoch_steps: int) -> Schedule:
+def schedule(optim: Config, total_steps: int, epoch_steps: int) -> Schedule:
     """The learning rate at a step, f32[], as timm's and torch's schedulers drive the reference.
 
     The reference updates its scheduler after the optimiser, so step 0 and step 1 both use the
@@ -53,7 +53,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(lambda grads, _: clip(grads))
 
 
-def create(optim: ConfigDict, rate: Schedule | float) -> optax.GradientTransformation:
+def create(optim: Config, rate: Schedule | float) -> optax.GradientTransformation:
     """The optimiser `optim.name`. Weight decay touches every parameter, as in the reference.
 
     It is part of the gradient (L2) for sgd, adam and rmsprop, and decoupled for adamw.

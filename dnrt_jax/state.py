@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -25,18 +24,18 @@ class TrainState(flax.struct.PyTreeNode):
 def create(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    images: Array,
+    shape: tuple[int, ...],
     key: Array,
     *,
     num_classes: int,
     use_arr: bool,
 ) -> TrainState:
-    """A fresh state; `images` [1, H, W, C] give the shapes. Pure: `jax.eval_shape` works on it.
+    """A fresh state; `shape` is an image batch's, (1, H, W, C).
 
     Raises:
       ValueError: with `use_arr`, if the model records no responses.
     """
-    variables = model.init(key, images)
+    variables = model.init(key, jnp.zeros(shape))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     centroids = None
     if use_arr:

@@ -1,0 +1,144 @@
+"""Trains, resumes and evaluates: python -m dnrt_jax.main --config=configs/digits.py --workdir=DIR.
+
+The same command resumes a run that ended early. Any field of the config can be set on the command
+line, as --config.model.act=gelu; dnrt_jax/config.py lists them all.
+"""
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from dnrt_jax import config as schema
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
+WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
+EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the run, then end")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "with --eval_only: latest, best or a step")
+ALLOW_CHANGE = flags.DEFINE_multi_string(
+    "allow_change", [], "a config field, as optim.lr, that may differ from the run being resumed"
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"no such argument: {argv[1]}")
+    if CONFIG.value is None:
+        raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
+    config = CONFIG.value
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        schema.validate(config)
+        status = _run(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("DNRT_TRACEBACK"):
+            raise
+        _fail(error)
+    sys.exit(status)
+
+
+def _run(config) -> int:
+    # Everything above answers a wrong command in a second; JAX takes longer to import.
+    import jax
+    from clu import parameter_overview
+
+    from dnrt_jax import checkpoint, problem, train
+    from dnrt_jax.workdir import Workdir
+
+    workdir = Workdir(WORKDIR.value or Path("runs") / Path(_config_path()).stem)
+    stop = train.Stop()
+    if checkpoint.steps(workdir.checkpoints):
+        old = schema.from_json((workdir.path / "config.json").read_text())
+        schema.check_resume(old, config, ALLOW_CHANGE.value)
+    described = problem.load(config)
+    if EVAL_ONLY.value:
+        return _evaluate(described, workdir)
+    total = described.total_steps
+    summary = workdir.read_json("summary.json")
+    if summary and summary["step"] == total:
+        print(f"{workdir.path}: finished at step {total}. {_accuracy(summary)}")
+        return 0
+    workdir.write_json("config.json", config.to_dict())
+    shapes = jax.eval_shape(problem.programs(described).create)
+    print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
+    print(
+        f"{config.data.name}: {len(described.train.labels)} training and "
+        f"{len(described.test.labels)} test images of {len(described.train.class_names)} classes; "
+        f"{total} steps on {jax.device_count()} x {jax.devices()[0].device_kind}; {workdir.path}",
+        flush=True,
+    )
+    summary = train.fit(described, workdir, stop)
+    if summary is None:
+        return stop.status
+    print(f"Finished. {_accuracy(summary)}")
+    return 0
+
+
+def _evaluate(described, workdir) -> int:
+    from dnrt_jax import problem, train
+    from dnrt_jax.checkpoint import CheckpointError
+
+    name = CHECKPOINT.value
+    best = train.best_record(workdir.records())
+    if name == "best" and best is None:
+        raise CheckpointError(f"{workdir.path}: nothing was evaluated yet, so no step is the best")
+    if name not in ("latest", "best") and not name.isdecimal():
+        raise CheckpointError(f"--checkpoint={name}: give latest, best or a step")
+    step = {"latest": None, "best": best and best["step"]}.get(name, name)
+    restored = train.restore(described, workdir, None if step is None else int(step))
+    if restored is None:
+        raise CheckpointError(f"{workdir.checkpoints}: no checkpoint to evaluate; train first")
+    values = problem.evaluator(described)(restored.state)
+    values.pop("confusion")
+    print(f"step {restored.step} " + " ".join(f"{k}={v:.6g}" for k, v in values.items()))
+    return 0
+
+
+def _accuracy(summary) -> str:
+    best, last = summary["best"], summary["last"]
+    return (
+        f"Test accuracy {last['test/acc']:.4f} at the last step, "
+        f"{best['test/acc']:.4f} at the best (step {best['step']})."
+    )
+
+
+def _config_path() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags, with whatever a config file or an override gets wrong in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except SystemExit:
+        raise
+    except FileNotFoundError as error:
+        _fail(f"--config={error.filename}: no such file; see configs/")
+    except Exception as error:  # a config file is code: it may raise anything
+        if os.environ.get("DNRT_TRACEBACK"):
+            raise
+        _fail(_explain(error, argv))
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    for name in re.findall(r"--?config\.([\w.]+)", " ".join(argv)):
+        if name not in schema.FIELDS and name in str(error):
+            return f"config.{name}: no such field{schema.nearest(name, schema.FIELDS)}"
+    return f"config file: {type(error).__name__}: {error}"
+
+
+def _fail(message: object) -> NoReturn:
+    line = " ".join(str(message).split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

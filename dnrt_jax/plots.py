@@ -1,0 +1,28 @@
+"""Figures of runs."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+PANELS = {"Loss": ("loss_ce", "loss_arr"), "Accuracy": ("acc",)}
+
+
+def curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Draws losses and accuracy by epoch, training dashed and test solid, into an image file."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+        for i, name in enumerate(names):
+            for side, style in (("train", "--"), ("test", "-")):
+                points = [
+                    (r["epoch"], r[f"{side}/{name}"]) for r in records if f"{side}/{name}" in r
+                ]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), style, color=f"C{i}", label=f"{side} {name}"
+                    )
+        axes.set(title=title, xlabel="Epoch")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)

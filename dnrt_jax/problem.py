@@ -1,0 +1,161 @@
+"""What a config describes, ready to run: data, model, mesh, durations, compiled programs."""
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnrt_jax import config as schema
+from dnrt_jax import metrics, models, optim, parallel
+from dnrt_jax import state as train_state
+from dnrt_jax import step as steps
+from dnrt_jax.config import Config
+from dnrt_jax.data import augment, datasets
+
+TRAIN_FIELDS = (
+    "image_size mean std crop crop_area crop_aspect interpolation pad flip rand_augment erase"
+)
+EVAL_FIELDS = "image_size eval_resize mean std"
+
+
+class NonFiniteError(RuntimeError):
+    """The loss, a gradient or a logit is not finite. The message is one line."""
+
+
+class Problem(NamedTuple):
+    config: Config
+    train: datasets.Dataset
+    test: datasets.Dataset
+    model: nn.Module
+    mesh: jax.sharding.Mesh
+    epoch_steps: int
+    total_steps: int
+
+    def duration(self, name: str) -> int:
+        """config.train.{name}_epochs or _steps, in steps; at least 1."""
+        train = self.config.train
+        steps = schema.steps(train[f"{name}_epochs"], train[f"{name}_steps"], self.epoch_steps)
+        return max(steps, 1)
+
+
+def load(config: Config) -> Problem:
+    """Reads the data and builds the model of a valid config.
+
+    Raises:
+      ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
+    """
+    data = config.data
+    folder = data.dir or os.environ.get("DATA_DIR", "data")
+    read = partial(
+        datasets.load, data.name, folder, image_size=data.image_size, on_error=data.on_error
+    )
+    train, test = read("train", imbalance=data.imbalance), read("test")
+    size, channels = len(train.labels), train.images.shape[-1]
+    if channels != len(data.mean):
+        raise schema.ConfigError(
+            f"config.data.mean={tuple(data.mean)}: the images have {channels} channels"
+        )
+    batch_size = config.train.batch_size
+    if batch_size > size:
+        raise schema.ConfigError(
+            f"config.train.batch_size={batch_size}: there are only {size} training images"
+        )
+    for name, images in (("train", batch_size), ("eval", config.eval.batch_size)):
+        parallel.check_batch(f"{name}.batch_size", images, jax.device_count())
+    model = models.create(
+        config.model.name,
+        num_classes=len(train.class_names),
+        act=config.model.act,
+        image_size=data.image_size,
+        dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
+        **schema.model_kwargs(config),
+    )
+    epoch_steps = math.ceil(size / batch_size)
+    total_steps = schema.steps(config.train.epochs, config.train.steps, epoch_steps)
+    return Problem(config, train, test, model, parallel.mesh(), epoch_steps, total_steps)
+
+
+class Programs(NamedTuple):
+    """create() -> state; run: see `step.train_steps`; rate(step) -> learning rate."""
+
+    create: Callable[[], train_state.TrainState]
+    run: Callable[..., tuple[train_state.TrainState, steps.Values]]
+    rate: optim.Schedule
+
+
+def programs(problem: Problem) -> Programs:
+    config = problem.config
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    rate = optim.schedule(config.optim, problem.total_steps, problem.epoch_steps)
+    tx = optim.create(config.optim, rate)
+    size, channels = config.data.image_size, problem.train.images.shape[-1]
+    create = partial(
+        train_state.create,
+        problem.model,
+        tx,
+        (1, size, size, channels),
+        init_key,
+        num_classes=len(problem.train.class_names),
+        use_arr=config.arr.weight > 0,
+    )
+    transform = augment.train_transform(**_pick(config.data, TRAIN_FIELDS))
+    step = steps.train_step(problem.model, tx, config.arr, transform, step_key)
+    whole, split = parallel.replicated(problem.mesh), parallel.split(problem.mesh)
+    order = parallel.split(problem.mesh, axis=1)
+    run = jax.jit(
+        steps.train_steps(step, split),
+        in_shardings=(whole, whole, order, order, None),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
+    return Programs(jax.jit(create, out_shardings=whole), run, rate)
+
+
+def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, Any]]:
+    """Makes evaluate(state) -> values by name on the whole test split, with `confusion` i64[K, K].
+
+    Raises:
+      NonFiniteError: when called, if a logit is NaN or infinite.
+    """
+    config, size = problem.config, len(problem.test.labels)
+    transform = augment.eval_transform(**_pick(config.data, EVAL_FIELDS))
+    num_classes = len(problem.test.class_names)
+    step = steps.eval_step(problem.model, config.arr, transform, num_classes)
+    split = parallel.split(problem.mesh)
+
+    @partial(jax.jit, in_shardings=(None, None, split, split))
+    def run(state, data, indices, mask):
+        return step(state, steps.take(data, indices, mask, split))
+
+    data = on_device(problem.test, problem.mesh)
+
+    def evaluate(state):
+        sums: dict[str, Any] = {}
+        for start in range(0, size, config.eval.batch_size):
+            positions = np.arange(start, start + config.eval.batch_size, dtype=np.int32)
+            out = run(state, data, np.minimum(positions, size - 1), positions < size)
+            sums = {k: sums.get(k, 0) + np.asarray(v, np.float64) for k, v in out.items()}
+        if bad := int(sums["non_finite"]):
+            raise NonFiniteError(
+                f"step {int(state.step)}: the logits of {bad} test images are not finite"
+            )
+        values = metrics.classification(sums["confusion"])
+        values |= {k: float(v / sums["count"]) for k, v in sums.items() if k.startswith("loss")}
+        return values | {"confusion": sums["confusion"].astype(np.int64)}
+
+    return evaluate
+
+
+def on_device(dataset: datasets.Dataset, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    data = {"image": dataset.images, "label": dataset.labels}
+    return jax.device_put(data, parallel.replicated(mesh))
+
+
+def _pick(section: Config, fields: str) -> dict[str, Any]:
+    return {field: section[field] for field in fields.split()}

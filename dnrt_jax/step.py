@@ -1,0 +1,150 @@
+"""The training and the evaluation step: pure functions of (state, batch).
+
+A batch is a dict: image uint8[B, H, W, C], label i32[B], mask bool[B] (False rows only pad it).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from dnrt_jax import arr, metrics
+from dnrt_jax.config import Config
+from dnrt_jax.state import TrainState
+
+Batch = dict[str, Array]
+Values = dict[str, Array]
+
+
+def train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    arr_config: Config,
+    transform: Callable[[Array, Array], Array],
+    key: Array,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Values]]:
+    """Makes step(state, batch) -> (state, values); values are f32[] by name.
+
+    All randomness comes from (key, state.step, position in the batch). A step whose loss or
+    gradient is not finite changes nothing but `state.step`; its values tell.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        labels, mask = batch["label"], batch["mask"]
+        images = transform(jax.random.split(augment_key, labels.shape[0]), batch["image"])
+
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"]
+                if state.centroids is None
+                else ["batch_stats", "responses"],
+            )
+            loss_ce = _mean(cross_entropy(logits, labels), mask)
+            values = {"loss_ce": loss_ce, "acc": _mean(logits.argmax(-1) == labels, mask)}
+            centroids = None
+            loss = loss_ce
+            if state.centroids is not None:
+                targets, centroids = arr.update(
+                    state.centroids,
+                    updates["responses"],
+                    labels,
+                    momentum=arr_config.momentum,
+                    rule=arr_config.rule,
+                    target=arr_config.target,
+                    mask=mask,
+                )
+                values["loss_arr"] = arr.loss(
+                    updates["responses"], targets, mask=mask, average=arr_config.average
+                )
+                loss += arr_config.weight * values["loss_arr"]
+            return loss, (values, updates.get("batch_stats", {}), centroids)
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (values, batch_stats, centroids)), grads = grad_fn(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        values |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        moved = TrainState(state.step, params, batch_stats, opt_state, centroids)
+        finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["grad_norm"])
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+        return state.replace(step=state.step + 1), values
+
+    return step
+
+
+def train_steps(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Values]], sharding: Any
+) -> Callable[..., tuple[TrainState, Values]]:
+    """Makes run(state, data, indices i32[S, B], mask bool[S, B], count) -> (state, values f32[S]).
+
+    It takes the first `count` steps of S in one dispatch, on images that lie on the device: `data`
+    is a dict of image uint8[N, H, W, C] and label i32[N]. One program serves every count, so the
+    boundaries between dispatches change no bit of the result.
+    """
+
+    def run(state, data, indices, mask, count):
+        def body(i, carry):
+            state, log = carry
+            state, values = step(state, take(data, indices[i], mask[i], sharding))
+            return state, jax.tree.map(lambda xs, x: xs.at[i].set(x), log, values)
+
+        batch = take(data, indices[0], mask[0], sharding)
+        _, shapes = jax.eval_shape(step, state, batch)
+        log = jax.tree.map(lambda x: jnp.zeros(indices.shape[0], x.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, log))
+
+    return run
+
+
+def eval_step(
+    model: nn.Module,
+    arr_config: Config,
+    transform: Callable[[Array], Array],
+    num_classes: int,
+) -> Callable[[TrainState, Batch], Values]:
+    """Makes step(state, batch) -> sums over the batch: confusion i32[K, K], and f32[] by name."""
+
+    def step(state: TrainState, batch: Batch) -> Values:
+        labels, mask = batch["label"], batch["mask"]
+        logits, recorded = model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            transform(batch["image"]),
+            train=False,
+            mutable=[] if state.centroids is None else ["responses"],
+        )
+        sums = {
+            "count": mask.sum(),
+            "confusion": metrics.confusion(logits, labels, mask, num_classes),
+            "loss_ce": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+            "non_finite": (mask & ~jnp.isfinite(logits).all(-1)).sum(),
+        }
+        if state.centroids is not None:
+            targets = arr.lookup(state.centroids, recorded["responses"], labels)
+            mean = arr.loss(recorded["responses"], targets, mask=mask, average=arr_config.average)
+            sums["loss_arr"] = mean * mask.sum()
+        return sums
+
+    return step
+
+
+def take(data: dict[str, Array], indices: Array, mask: Array, sharding: Any) -> Batch:
+    """The batch of `data` at `indices` i32[B], split over the devices."""
+    batch = {"image": data["image"][indices], "label": data["label"][indices], "mask": mask}
+    return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _mean(x: Array, mask: Array) -> Array:
+    return jnp.where(mask, x, 0).sum() / jnp.maximum(mask.sum(), 1)

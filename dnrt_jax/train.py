@@ -1,0 +1,162 @@
+"""The loop around the training step: it can be killed anywhere and goes on bit for bit.
+
+What happens at a step is a function of (config, step) alone: the images of the batch, augmentation,
+dropout, what is logged, evaluated and saved. So a resumed run retraces one that never stopped.
+"""
+
+import logging
+import math
+import os
+import signal
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnrt_jax import checkpoint, parallel, plots
+from dnrt_jax import config as schema
+from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, on_device, programs
+from dnrt_jax.progress import Progress
+from dnrt_jax.workdir import Workdir
+
+
+class Stop:
+    """SIGTERM or SIGINT: the first asks the loop to save and end, the second ends at once."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._catch)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 128 + the signal's number, as shells have it."""
+        return 128 + self.signal
+
+    def _catch(self, number, frame):
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        logging.warning("%s: saving, then ending; again to end now", signal.Signals(number).name)
+
+
+def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images of an epoch, i32[steps, batch], and the mask bool[steps, batch] of real rows.
+
+    Every image occurs once. The last batch is filled up with images from the epoch's beginning:
+    masked out of losses and means, but real ones, for the sake of batch statistics.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+    padded = math.ceil(size / batch_size) * batch_size
+    indices = np.resize(order, padded).reshape(-1, batch_size)
+    return indices, (np.arange(padded) < size).reshape(-1, batch_size)
+
+
+def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None:
+    """Trains from the newest checkpoint, or from the start, to the end.
+
+    Returns:
+      The summary; None if `stop` ended the run early, with everything saved.
+
+    Raises:
+      NonFiniteError, CheckpointError, OSError: one line on what stopped the run.
+    """
+    config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
+    fns, evaluate = programs(problem), evaluator(problem)
+    state, step, window = _start(fns, problem, workdir)
+    data = on_device(problem.train, problem.mesh)
+    log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
+    eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
+    images = (len(problem.train.labels), config.train.batch_size, config.seed)
+    best_step = _best_step(workdir)
+    progress = Progress(step, total, config.train.batch_size)
+
+    while step < total and not stop.signal:
+        epoch = step // epoch_steps
+        indices, mask = epoch_order(*images, epoch)
+        ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
+        count = min(dispatch, total - step, *(end - step for end in ends))
+        rows = np.arange(step, step + dispatch) % epoch_steps  # of which `count` are run
+        with progress.timed(count):
+            state, values = fns.run(state, data, indices[rows], mask[rows], count)
+            values = jax.device_get(values)  # waits for the device
+        for name, column in values.items():
+            window.setdefault(name, []).extend(column[:count].astype(float).tolist())
+        _check_finite(window, step + count)
+        step += count
+
+        last = step == total
+        record: dict[str, Any] = {"step": step, "epoch": step / epoch_steps}
+        if step % log_every == 0 or step % eval_every == 0 or last:
+            record |= {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in window.items()}
+            record["train/lr"] = float(fns.rate(step - 1))
+            record["train/images_per_sec"] = progress.images_per_sec()
+            window = {}
+        if step % eval_every == 0 or last:
+            results = evaluate(state)
+            workdir.write_json("confusion.json", results.pop("confusion").tolist())
+            record |= {f"test/{name}": value for name, value in results.items()}
+        if len(record) > 2:
+            workdir.record(record)
+            progress.show(record)
+        if "test/acc" in record:
+            best_step = _best_step(workdir)
+        if step % save_every == 0 or last or stop.signal or step == best_step:
+            text = schema.to_json(config)
+            checkpoint.save(workdir.checkpoints, state, step, config=text, extra={"window": window})
+            checkpoint.keep(workdir.checkpoints, config.train.keep, best_step)
+    progress.close()
+    return _summarize(workdir, state) if step == total else None
+
+
+def best_record(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first record of the highest test accuracy."""
+    return max((r for r in records if "test/acc" in r), key=lambda r: r["test/acc"], default=None)
+
+
+def _best_step(workdir: Workdir) -> int | None:
+    best = best_record(workdir.records())
+    return best and best["step"]
+
+
+def restore(problem: Problem, workdir: Workdir, step: int | None = None):
+    """The checkpoint of `step`, or the newest one that is whole; None if there is none."""
+    create, whole = programs(problem).create, parallel.replicated(problem.mesh)
+    shapes = jax.eval_shape(create)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    return checkpoint.restore(workdir.checkpoints, target, step)
+
+
+def _start(fns: Programs, problem: Problem, workdir: Workdir):
+    """(state, step, window) to go on with."""
+    restored = restore(problem, workdir)
+    if restored is None:
+        workdir.rewind(0)
+        return fns.create(), 0, {}
+    logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
+    workdir.rewind(restored.step)
+    return restored.state, restored.step, restored.extra["window"]
+
+
+def _check_finite(window: dict[str, list[float]], step: int) -> None:
+    for name, values in window.items():
+        for back, value in enumerate(reversed(values)):
+            if not math.isfinite(value):
+                cause = ", ".join(f"{k}={v[-1 - back]:g}" for k, v in window.items())
+                raise NonFiniteError(
+                    f"{name} is not finite at step {step - back} ({cause}); lower config.optim.lr "
+                    "or look at the data; the last checkpoint is whole"
+                )
+
+
+def _summarize(workdir: Workdir, state) -> dict[str, Any]:
+    records = workdir.records()
+    plots.curves(records, workdir.path / "curves.png")
+    summary = {
+        "step": int(state.step),
+        "params": sum(x.size for x in jax.tree.leaves(state.params)),
+        "best": best_record(records),
+        "last": records[-1],
+    }
+    workdir.write_json("summary.json", summary)
+    return summary

@@ -1,0 +1,80 @@
+"""The folder of a run: one process at a time, and records that survive a kill.
+
+config.json  metrics.jsonl  summary.json  curves.png  checkpoints/  and TensorBoard events
+"""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+from dnrt_jax.checkpoint import write_atomically
+
+
+class WorkdirError(RuntimeError):
+    """A folder that cannot serve this run. The message is one line."""
+
+
+class Workdir:
+    """Opens, or makes, the folder of a run and holds its lock until the process ends.
+
+    Raises:
+      WorkdirError: if the path is a file, not writable, or in use by another run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise WorkdirError(f"--workdir={path}: {error.strerror}; choose another") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its process
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip()
+            raise WorkdirError(f"--workdir={path}: in use by {owner}; choose another") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+        self._writer: tensorboardX.SummaryWriter | None = None
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a file of this folder; None if there is none."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a last line torn by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`: the run takes those steps again."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(kept))
+        self._writer = tensorboardX.SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Appends one record, with its `step`, to metrics.jsonl and to TensorBoard."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        assert self._writer is not None, "rewind() opens the records"
+        for key, value in values.items():
+            if key not in ("step", "epoch"):
+                self._writer.add_scalar(key, value, values["step"])
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+        self._lock.close()
