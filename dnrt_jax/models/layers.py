@@ -23,6 +23,20 @@ def record(module: nn.Module, response: Array, name: str = "response") -> None:
     module.sow("responses", name, response, reduce_fn=lambda _, x: x, init_fn=lambda: response)
 
 
+def check_size(images: Array, image_size: int) -> None:
+    """Raises ValueError unless `images` are [B, image_size, image_size, C]."""
+    if images.shape[1:3] != (image_size, image_size):
+        raise ValueError(
+            f"images of {images.shape[1:3]} pixels; the model has image_size={image_size}"
+        )
+
+
+def prepend(token: Array, x: Array) -> Array:
+    """A token [1 or B, 1, D] before the tokens [B, N, D]: [B, 1+N, D]."""
+    token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([token, x], axis=1)
+
+
 class Dense(nn.Dense):
     """nn.Dense over a flattened batch: XLA:CPU is slow at weight gradients of [B, N, D] inputs."""
 

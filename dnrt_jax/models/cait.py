@@ -1,0 +1,185 @@
+"""CaiT, class attention in image transformers (Touvron et al., 2021), in timm's form.
+
+The patch tokens pass `depth` blocks of talking-heads attention (Shazeer et al., 2020) alone; then
+a class token reads them in `depth_token_only` blocks that move nothing but that token.
+
+RAA sites: between fc1 and fc2 of every block of both kinds. ARR sites: the mean over the patch
+tokens after each of the first blocks, which have no class token, and the class token after each
+of the others; both residuals added, before the final norm (J = 24 + 2).
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from dnrt_jax.models.layers import (
+    Dense,
+    DropPath,
+    Mlp,
+    attend,
+    check_size,
+    normal_02,
+    prepend,
+    record,
+)
+from dnrt_jax.models.vit import PatchEmbed
+
+
+class TalkingHeadsAttention(nn.Module):
+    """Self-attention on [B, N, D] that mixes the heads before and after the softmax."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        b, n, d = x.shape
+        heads = self.num_heads
+        mix = partial(
+            nn.Einsum, (heads, heads), "bhqk,hg->bgqk", kernel_init=normal_02, dtype=self.dtype
+        )
+        qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        q, k, v = qkv.reshape(b, n, 3, heads, d // heads).transpose(2, 0, 3, 1, 4)
+        logits = mix(name="proj_l")((q * (d // heads) ** -0.5) @ k.swapaxes(-1, -2))
+        weights = nn.softmax(logits.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        weights = mix(name="proj_w")(weights.astype(v.dtype))
+        weights = nn.Dropout(self.attn_drop_rate)(weights, deterministic=not train)
+        x = (weights @ v).swapaxes(1, 2).reshape(b, n, d)
+        x = Dense(d, dtype=self.dtype, name="proj")(x)
+        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+
+
+class ClassAttention(nn.Module):
+    """What the first token of [B, N, D] reads from all: [B, 1, D]."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        b, _, d = x.shape
+        dense = partial(Dense, d, dtype=self.dtype)
+        split = lambda y: y.reshape(b, -1, self.num_heads, d // self.num_heads).swapaxes(1, 2)
+        q = split(dense(use_bias=self.qkv_bias, name="q")(x[:, :1]))
+        k = split(dense(use_bias=self.qkv_bias, name="k")(x))
+        v = split(dense(use_bias=self.qkv_bias, name="v")(x))
+        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
+        x = dense(name="proj")(x.swapaxes(1, 2).reshape(b, 1, d))
+        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+
+
+class Block(nn.Module):
+    """x + g1 * attn(norm(x)), then x + g2 * mlp(norm(x)), g a learned factor per channel.
+
+    [B, N, D] -> [B, N, D]; with ClassAttention only the first token goes on, [B, 1, D].
+    """
+
+    attention: type[TalkingHeadsAttention] | type[ClassAttention]
+    num_heads: int
+    act: str
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    init_values: float = 1e-5
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        d = x.shape[-1]
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        gamma = lambda i: self.param(
+            f"gamma_{i}", nn.initializers.constant(self.init_values), (d,)
+        ).astype(x.dtype)
+        drop_path = lambda y: DropPath(self.drop_path_rate)(y, train)
+        attn = self.attention(
+            self.num_heads,
+            self.qkv_bias,
+            self.attn_drop_rate,
+            self.drop_rate,
+            self.dtype,
+            name="attn",
+        )
+        mlp = Mlp(int(d * self.mlp_ratio), self.act, self.drop_rate, self.dtype, name="mlp")
+
+        y = attn(norm(name="norm1")(x), train)
+        x = x[:, : y.shape[1]] + drop_path(gamma(1) * y)
+        x = x + drop_path(gamma(2) * mlp(norm(name="norm2")(x), train))
+        record(self, x.mean(1))
+        return x
+
+
+class CaiT(nn.Module):
+    """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
+
+    The fields are timm's, and so is that `drop_path_rate` is the same in all talking-heads blocks
+    and that the class-attention blocks drop nothing.
+
+    Raises:
+      ValueError: for an image of another size, or heads that do not divide the width.
+    """
+
+    num_classes: int
+    act: str = "raa"
+    image_size: int = 224
+    patch_size: int = 16
+    embed_dim: int = 192
+    depth: int = 24
+    depth_token_only: int = 2
+    num_heads: int = 4
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    init_values: float = 1e-5
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        check_size(images, self.image_size)
+        d = self.embed_dim
+        if d % self.num_heads:
+            raise ValueError(f"embed_dim={d} is not a multiple of num_heads={self.num_heads}")
+        block = partial(
+            Block,
+            num_heads=self.num_heads,
+            act=self.act,
+            mlp_ratio=self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            init_values=self.init_values,
+            dtype=self.dtype,
+        )
+        dropping = partial(
+            block,
+            drop_rate=self.drop_rate,
+            attn_drop_rate=self.attn_drop_rate,
+            drop_path_rate=self.drop_path_rate,
+        )
+
+        x = PatchEmbed(d, self.patch_size, dtype=self.dtype, name="patch_embed")(images)
+        x = x + self.param("pos_embed", normal_02, (1, *x.shape[1:])).astype(x.dtype)
+        x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+        for i in range(self.depth):
+            x = dropping(TalkingHeadsAttention, name=f"blocks_{i}")(x, train)
+        token = self.param("cls_token", normal_02, (1, 1, d))
+        for i in range(self.depth_token_only):
+            token = block(ClassAttention, name=f"blocks_token_only_{i}")(prepend(token, x), train)
+        token = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(token[:, 0])
+        return Dense(self.num_classes, name="head")(token)  # float32 parameters: float32 logits
+
+
+MODELS = {
+    "cait_xxs24_patch4_32": partial(CaiT, image_size=32, patch_size=4),
+    "cait_xxs24_224": CaiT,
+}

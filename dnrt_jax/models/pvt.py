@@ -1,0 +1,191 @@
+"""PVT, the Pyramid Vision Transformer (Wang et al., 2021), version 1.
+
+Four stages of ever fewer and wider tokens. Attention reads keys and values from a map that is
+`sr_ratio` times smaller on each side; the class token comes in at the last stage.
+
+`pvt_tiny_32` is PVT-Tiny on 32 pixels with patches of one pixel: its stages have 32x32, 16x16,
+8x8 and 4x4 tokens, and the published ratios leave 16 keys in each. All its tensors but the first
+patch embedding and the position embeddings have the published shapes.
+
+RAA sites: between fc1 and fc2 of every block. ARR sites, after every block, both residuals added:
+in stages 1 to 3 the mean over the tokens, in stage 4 the class token (J = 6 + 2).
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from jax import Array
+
+from dnrt_jax.models.layers import (
+    Dense,
+    DropPath,
+    Mlp,
+    PatchConv,
+    attend,
+    check_size,
+    normal_02,
+    prepend,
+    record,
+)
+
+# The norms after a patch convolution keep torch's default epsilon, 1e-5; all others have 1e-6.
+PATCH_NORM_EPSILON = 1e-5
+
+
+class SpatialReductionAttention(nn.Module):
+    """Self-attention on a square map [B, N, D] with keys from a map of N / sr_ratio^2 tokens."""
+
+    num_heads: int
+    sr_ratio: int
+    qkv_bias: bool = True
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        b, n, d = x.shape
+        if d % self.num_heads:
+            raise ValueError(f"width {d} is not a multiple of num_heads={self.num_heads}")
+        q = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="q")(x)
+        q = q.reshape(b, n, self.num_heads, -1).swapaxes(1, 2)
+        if self.sr_ratio > 1:
+            side = math.isqrt(n)
+            x = x.reshape(b, side, side, d)
+            x = PatchConv(d, self.sr_ratio, dtype=self.dtype, name="sr")(x)
+            x = nn.LayerNorm(PATCH_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
+        kv = Dense(2 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="kv")(x)
+        k, v = kv.reshape(b, -1, 2, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
+        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
+        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
+        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)), on [B, N, D]."""
+
+    num_heads: int
+    act: str
+    sr_ratio: int
+    class_token: bool
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        attn = SpatialReductionAttention(
+            self.num_heads,
+            self.sr_ratio,
+            self.qkv_bias,
+            self.attn_drop_rate,
+            self.drop_rate,
+            self.dtype,
+            name="attn",
+        )
+        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.dtype, name="mlp")
+        for i, branch in enumerate((attn, mlp), 1):
+            y = branch(norm(name=f"norm{i}")(x), train)
+            x = x + DropPath(self.drop_path_rate)(y, train)
+        record(self, x[:, 0] if self.class_token else x.mean(1))
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """[B, H, W, C] -> [B, H/p, W/p, embed_dim], normalised."""
+
+    embed_dim: int
+    patch_size: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = PatchConv(self.embed_dim, self.patch_size, dtype=self.dtype, name="proj")(x)
+        return nn.LayerNorm(PATCH_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
+
+
+class PVT(nn.Module):
+    """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
+
+    The fields are the authors', tuples with one value a stage; `patch_size` is the first stage's,
+    the others halve the map. `drop_path_rate` grows linearly to its value in the last block.
+
+    Raises:
+      ValueError: for an image of another size, a map that a stage cannot divide, tuples of
+        different lengths, or a last `sr_ratio` other than 1: the class token is on no map.
+    """
+
+    num_classes: int
+    act: str = "raa"
+    image_size: int = 224
+    patch_size: int = 4
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    mlp_ratios: tuple[float, ...] = (8, 8, 4, 4)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    qkv_bias: bool = True
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        check_size(images, self.image_size)
+        fields = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+        stages = [getattr(self, field) for field in fields]
+        for field, values in zip(fields, stages, strict=True):
+            if np.shape(values) != (np.size(self.depths),):
+                raise ValueError(f"{field}={values}: needs one value a stage, as depths has")
+        if self.sr_ratios[-1] != 1:
+            raise ValueError(f"sr_ratios={self.sr_ratios}: the last, with a class token, must be 1")
+        block = partial(
+            Block,
+            act=self.act,
+            qkv_bias=self.qkv_bias,
+            drop_rate=self.drop_rate,
+            attn_drop_rate=self.attn_drop_rate,
+            dtype=self.dtype,
+        )
+        rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+
+        x = images
+        for stage, (d, depth, num_heads, mlp_ratio, sr_ratio) in enumerate(
+            zip(*stages, strict=True), 1
+        ):
+            last = stage == len(self.depths)
+            patch_size = self.patch_size if stage == 1 else 2
+            x = PatchEmbed(d, patch_size, self.dtype, name=f"patch_embed{stage}")(x)
+            map_shape = x.shape
+            x = x.reshape(x.shape[0], -1, d)
+            if last:
+                x = prepend(self.param("cls_token", normal_02, (1, 1, d)), x)
+            pos_embed = self.param(f"pos_embed{stage}", normal_02, (1, *x.shape[1:]))
+            x = nn.Dropout(self.drop_rate)(x + pos_embed.astype(x.dtype), deterministic=not train)
+            for i in range(depth):
+                x = block(
+                    num_heads=num_heads,
+                    sr_ratio=sr_ratio,
+                    class_token=last,
+                    mlp_ratio=mlp_ratio,
+                    drop_path_rate=next(rates),
+                    name=f"block{stage}_{i}",
+                )(x, train)
+            x = x if last else x.reshape(map_shape)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
+        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+
+
+MODELS = {
+    "pvt_tiny_32": partial(PVT, image_size=32, patch_size=1),
+    "pvt_tiny": PVT,
+}

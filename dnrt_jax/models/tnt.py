@@ -1,0 +1,204 @@
+"""TNT, Transformer in Transformer (Han et al., 2021), in its first published form.
+
+Every patch is a sentence of pixel tokens with an inner transformer of its own; an outer one runs
+over the patches and takes in the pixels after each inner block. (timm calls this form "legacy".)
+
+`tnt_s_patch4_32` is TNT-Small on 32 pixels with patches of 4x4 and `first_stride=1`, which leaves
+the published 16 pixel tokens a patch; all its tensors but the patch positions have the published
+shapes. With `first_stride=4` it is the 32-pixel version of DNRT's authors: a single pixel token.
+
+RAA sites: between fc1 and fc2 of the inner and of the outer MLP of every block. ARR sites: the
+class token after every block, before the final norm (J = 12).
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from dnrt_jax.models.layers import (
+    Dense,
+    DropPath,
+    Mlp,
+    attend,
+    check_size,
+    normal_02,
+    prepend,
+    record,
+    uniform_fan_in,
+)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on [B, N, D], queries and keys apart from the values."""
+
+    num_heads: int
+    qkv_bias: bool = False
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        b, n, d = x.shape
+        heads = self.num_heads
+        if d % heads:
+            raise ValueError(f"width {d} is not a multiple of its {heads} attention heads")
+        qk = Dense(2 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qk")(x)
+        q, k = qk.reshape(b, n, 2, heads, d // heads).transpose(2, 0, 3, 1, 4)
+        v = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="v")(x)
+        v = v.reshape(b, n, heads, d // heads).swapaxes(1, 2)
+        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
+        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
+        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+
+
+class Block(nn.Module):
+    """Pixels [B*N, P, C] and patches [B, 1+N, D] -> the same, one block on.
+
+    The inner MLP is always 4 times as wide as its tokens; `mlp_ratio` is the outer one's.
+    """
+
+    num_heads_inner: int
+    num_heads: int
+    act: str
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, pixels: Array, patches: Array, train: bool) -> tuple[Array, Array]:
+        b, n, d = patches.shape
+        c = pixels.shape[-1]
+        norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        attention = partial(
+            Attention,
+            qkv_bias=self.qkv_bias,
+            attn_drop_rate=self.attn_drop_rate,
+            proj_drop_rate=self.drop_rate,
+            dtype=self.dtype,
+        )
+        mlp = partial(Mlp, act=self.act, drop_rate=self.drop_rate, dtype=self.dtype)
+        attn_in, mlp_in = attention(self.num_heads_inner, name="attn_in"), mlp(4 * c, name="mlp_in")
+        attn_out = attention(self.num_heads, name="attn_out")
+        mlp_out = mlp(int(d * self.mlp_ratio), name="mlp")
+        drop_path = lambda y: DropPath(self.drop_path_rate)(y, train)
+
+        pixels = pixels + drop_path(attn_in(norm(name="norm_in")(pixels), train))
+        pixels = pixels + drop_path(mlp_in(norm(name="norm_mlp_in")(pixels), train))
+        sentences = norm(name="norm1_proj")(pixels).reshape(b, n - 1, -1)
+        sentences = Dense(d, dtype=self.dtype, name="proj")(sentences)
+        patches = patches + jnp.pad(sentences, ((0, 0), (1, 0), (0, 0)))
+        patches = patches + drop_path(attn_out(norm(name="norm_out")(patches), train))
+        patches = patches + drop_path(mlp_out(norm(name="norm_mlp")(patches), train))
+        record(self, patches[:, 0])
+        return pixels, patches
+
+
+class PixelEmbed(nn.Module):
+    """[B, H, W, C] -> the pixel tokens of every patch, [B*N, P, inner_dim], row by row.
+
+    A 7x7 convolution of stride `first_stride` makes a token; its parameters are nn.Conv's.
+    """
+
+    inner_dim: int
+    patch_size: int
+    first_stride: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        x = nn.Conv(
+            self.inner_dim,
+            (7, 7),
+            self.first_stride,
+            padding=3,
+            dtype=self.dtype,
+            kernel_init=uniform_fan_in,
+            name="proj",
+        )(images)
+        side = self.patch_size // self.first_stride
+        b, h, w, c = x.shape
+        x = x.reshape(b, h // side, side, w // side, side, c).swapaxes(2, 3)
+        return x.reshape(-1, side * side, c)
+
+
+class TNT(nn.Module):
+    """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
+
+    `inner_dim` and `num_heads_inner` are the pixels', `embed_dim` and `num_heads` the patches';
+    a patch has (patch_size / first_stride)^2 pixel tokens. `drop_path_rate` grows linearly to its
+    value in the last block and holds for the inner residuals too.
+
+    Raises:
+      ValueError: for an image of another size, or sizes that do not divide each other.
+    """
+
+    num_classes: int
+    act: str = "raa"
+    image_size: int = 224
+    patch_size: int = 16
+    first_stride: int = 4
+    embed_dim: int = 384
+    inner_dim: int = 24
+    depth: int = 12
+    num_heads: int = 6
+    num_heads_inner: int = 4
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        check_size(images, self.image_size)
+        for field, divisor in (("image_size", "patch_size"), ("patch_size", "first_stride")):
+            if getattr(self, field) % getattr(self, divisor):
+                raise ValueError(
+                    f"{field}={getattr(self, field)} is not a multiple of "
+                    f"{divisor}={getattr(self, divisor)}"
+                )
+        norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        block = partial(
+            Block,
+            num_heads_inner=self.num_heads_inner,
+            num_heads=self.num_heads,
+            act=self.act,
+            mlp_ratio=self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            drop_rate=self.drop_rate,
+            attn_drop_rate=self.attn_drop_rate,
+            dtype=self.dtype,
+        )
+
+        pixels = PixelEmbed(
+            self.inner_dim, self.patch_size, self.first_stride, self.dtype, name="pixel_embed"
+        )(images)
+        side = self.patch_size // self.first_stride
+        pixel_pos = self.param("pixel_pos", normal_02, (1, self.inner_dim, side, side))  # as torch
+        pixels = pixels + pixel_pos.reshape(self.inner_dim, -1).T.astype(pixels.dtype)
+
+        x = pixels.reshape(images.shape[0], -1, side * side * self.inner_dim)
+        x = norm(name="norm1_proj")(x)
+        x = norm(name="norm2_proj")(Dense(self.embed_dim, dtype=self.dtype, name="proj")(x))
+        x = prepend(self.param("cls_token", normal_02, (1, 1, self.embed_dim)), x)
+        x = x + self.param("patch_pos", normal_02, (1, *x.shape[1:])).astype(x.dtype)
+        x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+        for i in range(self.depth):
+            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+            pixels, x = block(drop_path_rate=rate, name=f"blocks_{i}")(pixels, x, train)
+        x = norm(name="norm")(x[:, 0])
+        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+
+
+MODELS = {
+    "tnt_s_patch4_32": partial(TNT, image_size=32, patch_size=4, first_stride=1),
+    "tnt_s_patch16_224": TNT,
+}
