@@ -26,12 +26,13 @@ class GDN(nn.Module):
         beta = self.param("beta", nn.initializers.ones, (d,))
         gamma = self.param("gamma", lambda _, shape: 0.1 * jnp.eye(*shape), (d, d))
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, d)
-        norm = jnp.square(y) @ jnp.transpose(_at_least(gamma, 0.0)) + _at_least(beta, 1e-6)
+        beta, gamma = _at_least(beta, 1e-6), _at_least(gamma, 0.0)
+        norm = jnp.square(y) @ jnp.transpose(gamma) + beta
         return (y * jax.lax.rsqrt(norm)).astype(x.dtype).reshape(x.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _at_least(x, bound) -> Any:
+def _at_least(x: Any, bound: float) -> Any:
     return jnp.maximum(x, bound)
 
 

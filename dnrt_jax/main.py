@@ -28,14 +28,17 @@ ALLOW_CHANGE = flags.DEFINE_multi_string(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"no such argument: {argv[1]}")
-    if CONFIG.value is None:
-        raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
     config = CONFIG.value
+    if config is None:
+        raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         schema.validate(config)
+    except Exception as error:  # a file that failed to load answers so at its first use
+        _fail(_explain(str(error), sys.argv))
+    try:
         status = _run(config)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("DNRT_TRACEBACK"):
@@ -114,24 +117,24 @@ def _config_path() -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags, with whatever a config file or an override gets wrong in one line."""
+    """Flags; whatever a config file or an override gets wrong is answered in one line."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except SystemExit:
-        raise
-    except FileNotFoundError as error:
-        _fail(f"--config={error.filename}: no such file; see configs/")
+        return flags.FLAGS(argv)
     except Exception as error:  # a config file is code: it may raise anything
         if os.environ.get("DNRT_TRACEBACK"):
             raise
-        _fail(_explain(error, argv))
+        _fail(_explain(str(error), argv))
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
+def _explain(error: str, argv: list[str]) -> str:
     for name in re.findall(r"--?config\.([\w.]+)", " ".join(argv)):
-        if name not in schema.FIELDS and name in str(error):
+        if name not in schema.FIELDS and name.split(".")[-1] in error:
             return f"config.{name}: no such field{schema.nearest(name, schema.FIELDS)}"
-    return f"config file: {type(error).__name__}: {error}"
+        if name in schema.FIELDS and f"config.{name}=" in error:
+            return f"config.{name}: must be {schema.FIELDS[name][1].expected} ({error})"
+    if "No such file" in error:
+        return f"--config: {error.split('No such file or directory:')[-1].strip()} does not exist"
+    return error
 
 
 def _fail(message: object) -> NoReturn:

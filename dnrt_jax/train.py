@@ -116,7 +116,7 @@ def best_record(records: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _best_step(workdir: Workdir) -> int | None:
     best = best_record(workdir.records())
-    return best and best["step"]
+    return best["step"] if best else None
 
 
 def restore(problem: Problem, workdir: Workdir, step: int | None = None):
