@@ -27,7 +27,7 @@ class GDN(nn.Module):
         gamma = self.param("gamma", lambda _, shape: 0.1 * jnp.eye(*shape), (d, d))
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, d)
         beta, gamma = _at_least(beta, 1e-6), _at_least(gamma, 0.0)
-        norm = jnp.square(y) @ jnp.transpose(gamma) + beta
+        norm = jnp.square(y) @ gamma.T + beta  # pyright: ignore
         return (y * jax.lax.rsqrt(norm)).astype(x.dtype).reshape(x.shape)
 
 

@@ -130,7 +130,7 @@ def _explain(error: str, argv: list[str]) -> str:
     for name in re.findall(r"--?config\.([\w.]+)", " ".join(argv)):
         if name not in schema.FIELDS and name.split(".")[-1] in error:
             return f"config.{name}: no such field{schema.nearest(name, schema.FIELDS)}"
-        if name in schema.FIELDS and f"config.{name}=" in error:
+        if name in schema.FIELDS and f"flag --config.{name}=" in error:
             return f"config.{name}: must be {schema.FIELDS[name][1].expected} ({error})"
     if "No such file" in error:
         return f"--config: {error.split('No such file or directory:')[-1].strip()} does not exist"
