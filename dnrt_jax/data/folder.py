@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
+import numpy as np
+
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".zip")
 # `val` comes first, as in ImageNet, whose `test` has no labels.
 SPLITS = {"train": ("train",), "test": ("val", "test")}
@@ -57,7 +59,6 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path, split: str):
-        self.root = root
         classes = (Entry(f, name, "") for f in SPLIT_FOLDERS for name in _folders(root / f))
         folder, self.class_names = _classes(classes, split, root)
         files = (
@@ -66,17 +67,22 @@ class ImageFolder:
             for path, _, found in os.walk(root / folder / name, followlinks=True)
             for file in found
         )
-        self.files, self.labels = _files(files, self.class_names, root / folder)
+        self.folder = root / folder
+        found, labels = _files(files, self.class_names, self.folder)
+        # Compact arrays: ImageNet's list of names goes to every worker of the loader.
+        self.files = np.array([os.fsencode(f"{f.class_name}/{f.file}") for f in found])
+        self.labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        path = self.root.joinpath(*self.files[index])
-        return Example(str(path), path.read_bytes(), self.labels[index])
+        path = os.path.join(self.folder, os.fsdecode(bytes(self.files[index])))
+        with open(path, "rb") as file:
+            return Example(path, file.read(), int(self.labels[index]))
 
     def __repr__(self) -> str:
-        return f"ImageFolder({str(self.root)!r}, {self.files[0].split!r}, {len(self)} files)"
+        return f"ImageFolder({str(self.folder)!r})"
 
 
 class Archive:

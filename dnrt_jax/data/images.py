@@ -1,7 +1,6 @@
 """Image bytes -> uint8 RGB, in one place: which formats are read and what counts as broken."""
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,10 +27,7 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     if not data:
         raise BrokenImage(f"{name}: empty file (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                yield image
+        yield Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BrokenImage(f"{name}: not an image ({', '.join(FORMATS)} are read)") from None
     except Image.DecompressionBombError:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dnrt_jax.data.folder import Example
 
 SPLITS = {"train": ("train",), "test": ("test", "validation")}
@@ -105,7 +107,7 @@ class TFRecords(Sequence):
 
     def __init__(self, paths: list[str]):
         self.paths = paths
-        self.index: list[tuple[int, int, int]] = []  # file, where the data starts, its length
+        index: list[tuple[int, int, int]] = []
         for number, path in enumerate(paths):
             size = Path(path).stat().st_size
             position = 0
@@ -116,14 +118,16 @@ class TFRecords(Sequence):
                     length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
                     if position + 16 + length > size:
                         raise ValueError(f"{path} is truncated; prepare the data set again")
-                    self.index.append((number, position + 12, length))
+                    index.append((number, position + 12, length))
                     position += 16 + length
+        # An array, because it goes to every worker: file, where the data starts, its length.
+        self.spans = np.array(index, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.spans)
 
     def __getitem__(self, index):
-        number, start, length = self.index[index]
+        number, start, length = self.spans[index].tolist()
         with open(self.paths[number], "rb") as file:
             file.seek(start)
             return file.read(length)

@@ -3,6 +3,7 @@ no TensorFlow for array_record."""
 
 import io
 import json
+import pickle
 import re
 import struct
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from making import encoded
 
-from dnrt_jax.data import datasets, prepared
+from dnrt_jax.data import datasets, loader, prepared
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,12 @@ def test_a_truncated_tfrecord_is_named(tfrecord_dir, tmp_path):
         cut.write_bytes(path.read_bytes()[:keep])
         with pytest.raises(ValueError, match=r"cut\.tfrecord is truncated"):
             prepared.TFRecords([str(cut)])
+
+
+def test_a_prepared_set_goes_to_workers_and_streams(either_dir):
+    source = datasets.find("tfds:tiny", either_dir, "train")
+    expected = datasets.load("tfds:tiny", either_dir, "train", image_size=8)
+    stream = loader.Stream(pickle.loads(pickle.dumps(source)), batch_size=3, side=6)
+    batches = list(stream.epoch())
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    np.testing.assert_array_equal(images, expected.images)

@@ -1,0 +1,257 @@
+"""Large data as a stream: worker processes decode and crop, the rest happens on the device.
+
+Batch number i is a function of (seed, i), whatever the number of workers and of hosts; so the
+position in a checkpoint is one number, and a run may go on with other ones.
+"""
+
+import atexit
+import logging
+import math
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from dnrt_jax.data import datasets, folder, images
+
+# A worker hands over a few images, not a batch: all work on the batch that is needed next, and
+# shared memory (64 MB in many containers) stays small.
+CHUNK = 32
+ENDLESS = 2**40
+MEMORY_BYTES = 4 * 2**30
+KEYS = ("image", "label", "mask")
+
+Batch = dict[str, np.ndarray]
+
+
+class RandomResizedCrop(NamedTuple):
+    """A box of a uniform share of the image and log-uniform width / height, resized to a square."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "random"  # or bilinear, bicubic
+
+
+class Stream:
+    """Endless batches {"image": uint8[b, side, side, 3], "label": int32[b], "mask": bool[b]}.
+
+    An epoch sees every image once: its last batch is filled up with images from its beginning,
+    whose mask is False (as it is for a broken image that may be skipped). b is this host's part of
+    `batch_size`; the hosts' parts one after the other are the global batch.
+
+    Args:
+      side: of the images handed over: cut by `crop`, or without it the centre square of the image
+        resized to `side` (see `images.fit`).
+      shuffle: order from (seed, epoch), see `epoch_order`; otherwise the order of the source.
+      workers: processes; they are spawned, so a program needs `if __name__ == "__main__"`.
+        0 decodes in a thread of this process.
+      on_error: as in `datasets.load`; the 1% are of the split, over the life of the stream.
+
+    Raises:
+      ValueError: impossible sizes; while reading, a broken image or a label outside 0 .. K-1.
+    """
+
+    def __init__(
+        self,
+        source: datasets.Source,
+        *,
+        batch_size: int,
+        side: int,
+        crop: RandomResizedCrop | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        on_error: str = "stop",
+    ):
+        self._running: list[Any] = []  # grain's iterator, or nothing
+        self._end = partial(_end, self._running)
+        if isinstance(source, folder.Archive):
+            raise ValueError(
+                f"{source.path}: an archive cannot be streamed; extract it to a folder"
+            )
+        if not len(source):
+            raise ValueError(f"{source!r}: no images")
+        if batch_size % process_count:
+            raise ValueError(f"batch_size={batch_size}: not divisible by {process_count} hosts")
+        if shuffle and batch_size > len(source):
+            raise ValueError(
+                f"train.batch_size={batch_size}: more than the {len(source)} images of {source!r}"
+            )
+        local = batch_size // process_count
+        rows = range(process_index * local, (process_index + 1) * local)
+        self._chunks = _Chunks(source, batch_size, rows, side, crop, shuffle, seed)
+        self._workers, self._on_error = workers, on_error
+        self._broken: list[str] = []
+        self._position = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._chunks.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._running:
+            self._running.append(self._start())
+            atexit.register(self._end)  # now, to come before what multiprocessing registered
+        parts = [next(self._running[0]) for _ in range(self._chunks.per_batch)]
+        self._position += 1
+        self._answer_broken([line for part in parts for line in part["broken"]])
+        return {key: np.concatenate([part[key] for part in parts]) for key in KEYS}
+
+    def epoch(self) -> Iterator[Batch]:
+        """The next `steps_per_epoch` batches."""
+        return (next(self) for _ in range(self.steps_per_epoch))
+
+    def get_state(self) -> dict[str, int]:
+        """The number of the next batch, for the checkpoint."""
+        return {"position": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """Ends the workers; the next batch would start new ones."""
+        self._end()
+        atexit.unregister(self._end)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _start(self) -> Any:
+        import grain
+
+        first = self._position * self._chunks.per_batch
+        chunks = grain.MapDataset.source(self._chunks)[first:]
+        if not self._workers:
+            return iter(chunks.to_iter_dataset(grain.ReadOptions(1, 4)))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its flags, also in a program without any
+        chunks = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
+        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
+        return iter(chunks.mp_prefetch(options))
+
+    def _answer_broken(self, lines: list[str]) -> None:
+        for line in lines:
+            if line not in self._broken:
+                self._broken.append(line)
+                source = self._chunks.source
+                datasets.check_broken(self._broken, len(source), repr(source), self._on_error)
+                logging.warning("skipped a broken image: %s", line)
+
+
+def _end(running: list[Any]) -> None:
+    while running:
+        running.pop().close()
+
+
+class _Chunks:
+    """Random access to pieces of batches: what the workers evaluate."""
+
+    def __init__(
+        self,
+        source: datasets.Source,
+        batch_size: int,
+        rows: range,
+        side: int,
+        crop: RandomResizedCrop | None,
+        shuffle: bool,
+        seed: int,
+    ):
+        self.source, self.batch_size, self.rows = source, batch_size, rows
+        self.side, self.crop, self.shuffle, self.seed = side, crop, shuffle, seed
+        self.per_batch = math.ceil(len(rows) / CHUNK)
+        self.steps_per_epoch = math.ceil(len(source) / batch_size)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, part = divmod(index, self.per_batch)
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        rows = self.rows[part * CHUNK : (part + 1) * CHUNK]
+        draws = np.random.default_rng((self.seed, step)).random((self.batch_size, 41))
+        chunk = {
+            "image": np.zeros((len(rows), self.side, self.side, 3), np.uint8),
+            "label": np.zeros(len(rows), np.int32),
+            "mask": np.zeros(len(rows), bool),
+            "broken": [],
+        }
+        for i, row in enumerate(rows):
+            position = batch * self.batch_size + row
+            wrapped = position % len(self.source)
+            if self.shuffle:
+                wrapped = int(epoch_order(self.seed, epoch, len(self.source))[wrapped])
+            try:
+                chunk["image"][i], chunk["label"][i] = self._read(wrapped, draws[row])
+                chunk["mask"][i] = position < len(self.source)
+            except (images.BrokenImage, OSError) as error:
+                chunk["broken"].append(str(error))
+        return chunk
+
+    def _read(self, index: int, draws: np.ndarray) -> tuple[np.ndarray, int]:
+        example = self.source[index]
+        if not 0 <= example.label < len(self.source.class_names):
+            classes = len(self.source.class_names)
+            raise ValueError(f"{example.name}: label {example.label} outside 0..{classes - 1}")
+        if self.crop is None:
+            return images.decode(example.data, example.name, self.side), example.label
+        with images.opened(example.data, example.name) as image:
+            return np.asarray(
+                random_resized_crop(image, self.side, self.crop, draws)
+            ), example.label
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """int32[count], a permutation that depends on (seed, epoch) only."""
+    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+
+
+def random_resized_crop(
+    image: Image.Image, side: int, crop: RandomResizedCrop, draws: np.ndarray
+) -> Image.Image:
+    """An RGB square cut from an image that is not decoded yet; draws: 41 numbers in [0, 1)."""
+    width, height = image.size
+    left, top, wide, high = random_box(width, height, crop, draws[:40].reshape(10, 4))
+    bicubic = draws[40] < 0.5 if crop.interpolation == "random" else crop.interpolation == "bicubic"
+    resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    # JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost. Twice the pixels needed remain, as
+    # in Pillow's own thumbnails (reducing_gap), which is close to resizing the whole.
+    scale, shrink = 1.0, min(wide, high) // (2 * side)
+    if shrink > 1 and (drafted := image.draft(None, (width // shrink, height // shrink))):
+        scale = drafted[1][2] / width
+    image = images.to_rgb(image)
+    if scale == 1:
+        return image.crop((left, top, left + wide, top + high)).resize((side, side), resample)
+    box = (left * scale, top * scale, (left + wide) * scale, (top + high) * scale)
+    return image.resize((side, side), resample, box=box)
+
+
+def random_box(
+    width: int, height: int, crop: RandomResizedCrop, draws: np.ndarray
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) by the first of ten draws [10, 4] whose box fits the image; else
+    the largest centred box of an allowed aspect (timm's and torchvision's RandomResizedCrop)."""
+    low, high = crop.aspect
+    for area, aspect, x, y in draws.tolist():
+        pixels = width * height * (crop.area[0] + area * (crop.area[1] - crop.area[0]))
+        ratio = low * (high / low) ** aspect
+        w, h = max(1, round(math.sqrt(pixels * ratio))), max(1, round(math.sqrt(pixels / ratio)))
+        if w <= width and h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w = min(width, max(1, round(height * high)))
+    h = min(height, max(1, round(width / low)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def is_large(source: datasets.Source, image_size: int) -> bool:
+    """Whether the decoded images would take more than 4 GiB, so that they are better streamed."""
+    return len(source) * images.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES

@@ -1,0 +1,226 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making import encoded, pets, write_archive, write_folder
+from PIL import Image
+
+from dnrt_jax.data import datasets, images, loader
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augment.npz")
+KEYS = ("image", "label", "mask")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """21 images of two classes and several sizes; image i is one grey value, 3 i."""
+    root = tmp_path_factory.mktemp("data")
+    files = {f"train/cat/{i:02}.png": encoded(3 * i, (8 + i, 12)) for i in range(12)}
+    files |= {f"train/dog/{i:02}.png": encoded(3 * i, (9, 30 - i)) for i in range(12, 21)}
+    write_folder(root / "set", files)
+    return datasets.find("set", root, "train")
+
+
+def stream(source, **options):
+    return loader.Stream(source, **{"batch_size": 5, "side": 6, **options})
+
+
+def identities(batches) -> list[int]:
+    return [int(v) // 3 for b in batches for v in b["image"][b["mask"]][:, 0, 0, 0]]
+
+
+def equal(a, b) -> bool:
+    return all(np.array_equal(a[key], b[key]) for key in KEYS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 21, 40, 64])
+def test_an_epoch_sees_every_image_once_in_order(source, batch_size):
+    batches = list(stream(source, batch_size=batch_size).epoch())
+    assert identities(batches) == list(range(21))
+    assert {b["image"].shape for b in batches} == {(batch_size, 6, 6, 3)}
+    labels = np.concatenate([b["label"][b["mask"]] for b in batches])
+    assert labels.tolist() == [0] * 12 + [1] * 9
+    dtypes = {key: batches[0][key].dtype for key in KEYS}
+    assert dtypes == {"image": np.uint8, "label": np.int32, "mask": bool}
+
+
+def test_the_streamed_split_is_the_one_in_memory(source):
+    in_memory = datasets.decode(source, "set", image_size=32, on_error="stop")
+    batches = list(stream(source, side=images.eval_side(32), batch_size=7).epoch())
+    np.testing.assert_array_equal(in_memory.images, np.concatenate([b["image"] for b in batches]))
+    np.testing.assert_array_equal(in_memory.labels, np.concatenate([b["label"] for b in batches]))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(source):
+    first = stream(source, shuffle=True, seed=1)
+    epochs = [identities(first.epoch()) for _ in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(21))] * 2
+    assert epochs[0] != epochs[1]
+    assert epochs[1] == loader.epoch_order(1, 1, 21).tolist()
+    assert epochs[0] == identities(stream(source, shuffle=True, seed=1, batch_size=8).epoch())
+    assert epochs[0] != identities(stream(source, shuffle=True, seed=2).epoch())
+
+
+def test_the_last_batch_is_filled_up_from_the_epochs_beginning(source):
+    batches = list(stream(source, shuffle=True).epoch())
+    assert batches[-1]["mask"].tolist() == [True, False, False, False, False]
+    np.testing.assert_array_equal(batches[-1]["image"][1:], batches[0]["image"][:4])
+
+
+CROP = {"crop": loader.RandomResizedCrop(), "shuffle": True, "seed": 3}
+
+
+def test_the_hosts_parts_are_the_global_batch(source):
+    options = CROP | {"batch_size": 12}
+    whole = stream(source, **options)
+    hosts = [stream(source, **options, process_index=i, process_count=3) for i in range(3)]
+    for _ in range(3):
+        parts = [next(host) for host in hosts]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in KEYS}
+        assert equal(next(whole), joined)
+
+
+def test_chunks_are_invisible(source, monkeypatch):
+    expected = next(stream(source, **CROP, batch_size=21))
+    monkeypatch.setattr(loader, "CHUNK", 4)
+    assert equal(next(stream(source, **CROP, batch_size=21)), expected)
+
+
+def test_two_workers_and_a_resume_in_mid_epoch_change_nothing(source):
+    plain = stream(source, **CROP)
+    expected = [next(plain) for _ in range(8)]
+    with_workers = stream(source, **CROP, workers=2)
+    try:
+        assert all(equal(next(with_workers), batch) for batch in expected[:3])
+        state = with_workers.get_state()
+    finally:
+        with_workers.close()
+    resumed = stream(source, **CROP, workers=1)
+    resumed.set_state(pickle.loads(pickle.dumps(state)))
+    try:
+        assert all(equal(next(resumed), batch) for batch in expected[3:])
+        assert resumed.get_state() == plain.get_state() == {"position": 8}
+        plain.set_state({"position": 0})
+        assert equal(next(plain), expected[0])
+    finally:
+        resumed.close()
+
+
+def test_crop_boxes_have_the_reference_distribution():
+    draws = np.random.default_rng(0).random((50_000, 10, 4))
+    crop = loader.RandomResizedCrop()
+    left, top, width, height = np.array([loader.random_box(32, 32, crop, d) for d in draws]).T
+    i, j, h, w = GOLDEN["stats/crop_ijhw"].T.astype(int)
+    pairs = [(top, i), (left, j), (width * height, w * h), (width / height, w / h)]
+    for ours, theirs in pairs:
+        grid = np.unique(theirs)
+        cumulated = [np.searchsorted(np.sort(x), grid, "right") / x.size for x in (ours, theirs)]
+        assert np.abs(cumulated[0] - cumulated[1]).max() < 0.02
+
+
+@pytest.mark.parametrize(("size", "box"), [((100, 8), (44, 0, 11, 8)), ((8, 100), (0, 44, 8, 11))])
+def test_a_narrow_image_gives_the_largest_centred_box(size, box):
+    crop = loader.RandomResizedCrop(area=(1.0, 1.0))
+    assert loader.random_box(*size, crop, np.full((10, 4), 0.5)) == box
+
+
+def photo(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours, as JPEG likes them."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("name", "resample"), [("bilinear", 2), ("bicubic", 3)])
+def test_a_crop_is_pillows(name, resample):
+    draws = np.random.default_rng(1).random(41)
+    image, crop = photo((60, 40)), loader.RandomResizedCrop(interpolation=name)
+    left, top, width, height = loader.random_box(60, 40, crop, draws[:40].reshape(10, 4))
+    cropped = image.crop((left, top, left + width, top + height))
+    expected = cropped.resize((32, 32), Image.Resampling(resample))
+    ours = loader.random_resized_crop(image, 32, crop, draws)
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def test_random_interpolation_takes_both():
+    image = photo((60, 40))
+    seen = set()
+    for seed in range(8):
+        draws = np.random.default_rng(1).random(41)
+        draws[40] = np.random.default_rng(seed).random()
+        crop = loader.RandomResizedCrop()
+        seen.add(loader.random_resized_crop(image, 32, crop, draws).tobytes())
+    assert len(seen) == 2
+
+
+def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path):
+    path = tmp_path / "photo.jpg"
+    photo((401, 299)).save(path, quality=95)
+    crop = loader.RandomResizedCrop(area=(0.4, 1.0), interpolation="bilinear")
+    for seed in range(5):
+        draws = np.random.default_rng(seed).random(41)
+        with Image.open(path) as small, Image.open(path) as full:
+            full.load()
+            ours = np.asarray(loader.random_resized_crop(small, 24, crop, draws), int)
+            assert small.size[0] < 401
+            expected = np.asarray(loader.random_resized_crop(full, 24, crop, draws), int)
+        assert np.abs(ours - expected).mean() < 1
+
+
+def test_a_broken_image_stops_the_stream_with_one_line(tmp_path):
+    write_folder(tmp_path / "pets", pets() | {"train/cat/2.png": b"text"})
+    pets_source = datasets.find("pets", tmp_path, "train")
+    with pytest.raises(ValueError, match=r"cat/2\.png: not an image.*data\.on_error=skip"):
+        list(stream(pets_source).epoch())
+
+
+def test_skipped_images_are_masked_counted_and_capped(tmp_path, caplog):
+    write_folder(tmp_path / "pets", pets(100) | {"train/cat/2.png": b"", "train/dog/7.png": b"?"})
+    pets_source = datasets.find("pets", tmp_path, "train")
+    lenient = stream(pets_source, on_error="skip", batch_size=10)
+    masks = np.concatenate([batch["mask"] for _ in range(2) for batch in lenient.epoch()])
+    assert np.flatnonzero(~masks).tolist() == [12, 167, 212, 367]
+    assert caplog.text.count("2.png: empty file") == 1
+    write_folder(tmp_path / "pets", {"train/dog/8.png": b"?"})
+    strict = stream(pets_source, on_error="skip", batch_size=10)
+    with pytest.raises(ValueError, match="3 of 200 images are broken"):
+        list(strict.epoch())
+
+
+def test_a_file_that_vanished_is_a_broken_image(tmp_path):
+    write_folder(tmp_path / "pets", pets())
+    pets_source = datasets.find("pets", tmp_path, "train")
+    (tmp_path / "pets/train/cat/0.png").unlink()
+    with pytest.raises(ValueError, match=r"No such file.*cat/0\.png"):
+        next(stream(pets_source))
+
+
+def test_a_label_out_of_range_is_named(tmp_path):
+    write_folder(tmp_path / "pets", pets())
+    pets_source = datasets.find("pets", tmp_path, "train")
+    pets_source.labels[1] = 2
+    with pytest.raises(ValueError, match=r"cat/1\.png: label 2 outside 0\.\.1"):
+        next(stream(pets_source))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 22, "shuffle": True}, "batch_size=22: more than the 21 images"),
+        ({"process_count": 2}, "batch_size=5: not divisible by 2 hosts"),
+    ],
+)
+def test_impossible_sizes_are_named(source, options, words):
+    with pytest.raises(ValueError, match=words):
+        stream(source, **options)
+
+
+def test_an_archive_is_not_streamed(tmp_path):
+    write_archive(tmp_path / "pets.tar", pets())
+    with pytest.raises(ValueError, match=r"pets\.tar: .*extract it to a folder"):
+        stream(datasets.find("pets", tmp_path, "train"))
+
+
+def test_what_is_large(source):
+    assert not loader.is_large(source, 224)
+    assert loader.is_large(source, 20_000)
