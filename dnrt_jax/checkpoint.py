@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -101,7 +102,8 @@ def restore(folder: Path, target: Any, step: int | None = None) -> Restored | No
     """The state at `step`, or at the newest step that is whole; None if there is no checkpoint.
 
     Args:
-      target: a tree of arrays or jax.ShapeDtypeStruct with shardings, as the state should be.
+      target: a tree of arrays or jax.ShapeDtypeStruct with shardings, as the state should be;
+        None for all arrays by their path, as "params/head/kernel", on the first device.
 
     Raises:
       CheckpointError: for a step asked for that is damaged, for checkpoints that are all damaged,
@@ -121,6 +123,7 @@ def restore(folder: Path, target: Any, step: int | None = None) -> Restored | No
 
 
 def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
+    target = _as_saved(manifest["tree"]) if target is None else target
     wanted, saved = _describe(_flatten(target)), manifest["tree"]
     differences = [
         f"{name}: {saved.get(name, 'absent')}, the run has {wanted.get(name, 'nothing')}"
@@ -167,6 +170,16 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 def _describe(arrays: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
+def _as_saved(tree: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The inverse of `_describe`, in shapes."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    parts = {name: text.partition("[") for name, text in tree.items()}
+    return {
+        name: jax.ShapeDtypeStruct(tuple(json.loads(f"[{dims}")), jnp.dtype(dtype), sharding=device)
+        for name, (dtype, _, dims) in parts.items()
+    }
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -69,6 +69,7 @@ def _run(config) -> int:
         print(f"{workdir.path}: finished at step {total}. {_accuracy(summary)}")
         return 0
     workdir.write_json("config.json", config.to_dict())
+    workdir.write_json("classes.json", described.train.class_names)
     shapes = jax.eval_shape(problem.programs(described).create)
     print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
     print(
@@ -87,15 +88,10 @@ def _run(config) -> int:
 def _evaluate(described, workdir) -> int:
     from dnrt_jax import problem, train
     from dnrt_jax.checkpoint import CheckpointError
+    from dnrt_jax.workdir import find_step
 
-    name = CHECKPOINT.value
-    best = train.best_record(workdir.records())
-    if name == "best" and best is None:
-        raise CheckpointError(f"{workdir.path}: nothing was evaluated yet, so no step is the best")
-    if name not in ("latest", "best") and not name.isdecimal():
-        raise CheckpointError(f"--checkpoint={name}: give latest, best or a step")
-    step = {"latest": None, "best": best and best["step"]}.get(name, name)
-    restored = train.restore(described, workdir, None if step is None else int(step))
+    step = find_step(workdir.path, CHECKPOINT.value)
+    restored = train.restore(described, workdir, step)
     if restored is None:
         raise CheckpointError(f"{workdir.checkpoints}: no checkpoint to evaluate; train first")
     values = problem.evaluator(described)(restored.state)

@@ -17,7 +17,7 @@ from dnrt_jax import checkpoint, parallel, plots
 from dnrt_jax import config as schema
 from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, on_device, programs
 from dnrt_jax.progress import Progress
-from dnrt_jax.workdir import Workdir
+from dnrt_jax.workdir import Workdir, best_record
 
 
 class Stop:
@@ -107,11 +107,6 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
             checkpoint.keep(workdir.checkpoints, config.train.keep, best_step)
     progress.close()
     return _summarize(workdir, state) if step == total else None
-
-
-def best_record(records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first record of the highest test accuracy."""
-    return max((r for r in records if "test/acc" in r), key=lambda r: r["test/acc"], default=None)
 
 
 def _best_step(workdir: Workdir) -> int | None:

@@ -1,6 +1,7 @@
 """The folder of a run: one process at a time, and records that survive a kill.
 
-config.json  metrics.jsonl  summary.json  curves.png  checkpoints/  and TensorBoard events
+config.json  classes.json  metrics.jsonl  summary.json  curves.png  checkpoints/
+and TensorBoard event files
 """
 
 import fcntl
@@ -12,7 +13,7 @@ from typing import Any
 
 import tensorboardX
 
-from dnrt_jax.checkpoint import write_atomically
+from dnrt_jax.checkpoint import CheckpointError, write_atomically
 
 
 class WorkdirError(RuntimeError):
@@ -54,10 +55,7 @@ class Workdir:
         return json.loads(path.read_text()) if path.exists() else None
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a last line torn by a kill is left out."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return read_records(self.path)
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`: the run takes those steps again."""
@@ -78,3 +76,33 @@ class Workdir:
         if self._writer:
             self._writer.close()
         self._lock.close()
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line torn by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def best_record(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first record of the highest test accuracy."""
+    return max((r for r in records if "test/acc" in r), key=lambda r: r["test/acc"], default=None)
+
+
+def find_step(folder: Path, name: str) -> int | None:
+    """The step that "best" or a number names; None for "latest", the newest that is whole.
+
+    Raises:
+      CheckpointError: for another name, or "best" before the first evaluation.
+    """
+    if name == "latest":
+        return None
+    if name == "best":
+        best = best_record(read_records(folder))
+        if best is None:
+            raise CheckpointError(f"{folder}: nothing was evaluated yet, so no step is the best")
+        return best["step"]
+    if not name.isdecimal():
+        raise CheckpointError(f"--checkpoint={name}: give latest, best or a step")
+    return int(name)
