@@ -5,7 +5,7 @@ over the patches and takes in the pixels after each inner block. (timm calls thi
 
 `tnt_s_patch4_32` is TNT-Small on 32 pixels with patches of 4x4 and `first_stride=1`, which leaves
 the published 16 pixel tokens a patch; all its tensors but the patch positions have the published
-shapes. With `first_stride=4` it is the 32-pixel version of DNRT's authors: a single pixel token.
+shapes. `first_stride=4`, as in the code base of DNRT's authors, leaves a single pixel token.
 
 RAA sites: between fc1 and fc2 of the inner and of the outer MLP of every block. ARR sites: the
 class token after every block, before the final norm (J = 12).

@@ -1,0 +1,252 @@
+"""DeiT, CaiT, PVT, TNT and the MLP: sizes, public weights, and what sets each of them apart."""
+
+import json
+import pathlib
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnrt_jax import convert, models
+from dnrt_jax.models import cait, layers, pvt, tnt
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+ZOO = json.loads((GOLDEN / "zoo.json").read_text())
+
+# name: (classes, parameters with GELU, parameters of RAA, widths of the J responses)
+DOCUMENTED = {
+    "deit_tiny_patch16_224": (1000, 5_910_800, 12 * 769, 12 * [192]),
+    "deit_tiny_distilled_patch16_224": (1000, 5_910_800, 12 * 769, 12 * [192]),
+    "deit_tiny_patch4_32": (10, 5_365_076, 12 * 769, 12 * [192]),
+    "cait_xxs24_224": (1000, 11_956_264, 26 * 769, 26 * [192]),
+    "cait_xxs24_patch4_32": (10, 11_601_610, 26 * 769, 26 * [192]),
+    "pvt_tiny": (1000, 13_229_288, 9_736, [64, 64, 128, 128, 320, 320, 512, 512]),
+    "pvt_tiny_32": (10, 12_456_650, 9_736, [64, 64, 128, 128, 320, 320, 512, 512]),
+    "tnt_s_patch16_224": (1000, 23_755_336, 12 * (97 + 1537), 12 * [384]),
+    "tnt_s_patch4_32": (10, 23_323_498, 12 * (97 + 1537), 12 * [384]),
+    "mlp": (10, 2_103_818, 3 * 513, 3 * [512]),
+}
+PUBLIC = [name for name in DOCUMENTED if name in ZOO]
+
+# Small enough to compile in seconds.
+TINY = {
+    "deit_tiny_patch4_32": {"image_size": 8, "embed_dim": 12, "depth": 2},
+    "cait_xxs24_patch4_32": {"image_size": 8, "embed_dim": 8, "depth": 2, "depth_token_only": 1},
+    "pvt_tiny_32": {
+        "image_size": 4,
+        "embed_dims": (4, 6),
+        "depths": (1, 2),
+        "num_heads": (1, 2),
+        "mlp_ratios": (2, 2),
+        "sr_ratios": (2, 1),
+    },
+    "tnt_s_patch4_32": {"image_size": 8, "embed_dim": 12, "inner_dim": 4, "depth": 2},
+    "mlp": {"image_size": 4, "embed_dim": 8, "depth": 2},
+}
+
+
+def public_weights(name):
+    """The state dict that the golden logits were computed with, in float32."""
+    state_dict = {}
+    for tensor, shape, is_norm_scale in ZOO[name]["tensors"]:
+        bits = np.random.PCG64(zlib.crc32(tensor.encode()))
+        noise = np.random.Generator(bits).standard_normal(shape)
+        if tensor in ("pos_embed", "cls_token", "dist_token"):
+            value = 0.2 * noise
+        elif len(shape) > 1:
+            value = noise / np.sqrt(np.prod(shape[1:]))
+        else:
+            value = 1 + 0.1 * noise if is_norm_scale else 0.02 * noise
+        state_dict[tensor] = value.astype(np.float32)
+    return state_dict
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def randomized(tree, seed=0):
+    """The tree with every leaf drawn anew, so that no gate is closed and no bias is zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), tree)
+
+
+def parameters(module, *args):
+    """Random parameters of the module that can be called with `args`."""
+    init = lambda key: module.init(key, *args)
+    return randomized(jax.eval_shape(init, jax.random.key(0))["params"])
+
+
+def run(module, params, *args, **kwargs):
+    return jax.jit(lambda params: module.apply({"params": params}, *args, **kwargs))(params)
+
+
+def tiny(name, **kwargs):
+    model = models.create(name, num_classes=3, **{**TINY[name], **kwargs})
+    images = jax.random.normal(jax.random.key(1), (4, model.image_size, model.image_size, 3))
+    return model, parameters(model, images), images
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_sizes_are_as_documented(name):
+    num_classes, params, raa_params, widths = DOCUMENTED[name]
+    gelu = convert.shapes(models.create(name, num_classes=num_classes, act="gelu"))["params"]
+    assert count(gelu) == params
+    model = models.create(name, num_classes=num_classes)
+    variables = convert.shapes(model)
+    assert count(variables["params"]) == params + raa_params
+    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+    apply = partial(model.apply, mutable=["responses"])
+    logits, updates = jax.eval_shape(apply, variables, images)
+    assert logits.shape == (1, num_classes)
+    assert sorted(r.shape[1] for r in jax.tree.leaves(updates["responses"])) == widths
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_weights_go_in_and_out_bit_for_bit(name):
+    state_dict = public_weights(name)
+    variables = convert.from_torch(state_dict, name, num_classes=1000, act="gelu")
+    assert count(variables) == ZOO[name]["params"]
+    back = convert.to_torch(variables)
+    assert back.keys() == state_dict.keys()
+    bits = lambda x: (x.shape, x.dtype, x.tobytes())
+    assert all(bits(back[key]) == bits(value) for key, value in state_dict.items())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_logits_equal_the_public_model(name):
+    expected = np.load(GOLDEN / "zoo_logits.npz")[name]
+    size = ZOO[name]["image_size"]
+    images = np.random.Generator(np.random.PCG64(11)).standard_normal((2, size, size, 3))
+    variables = convert.from_torch(public_weights(name), name, num_classes=1000, act="gelu")
+    model = models.create(name, num_classes=1000, act="gelu")
+    logits = run(model, variables["params"], jnp.asarray(images, jnp.float32))
+    assert np.abs(logits - expected).max() < 5e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_only_training_drops(name):
+    rates = {"drop_rate", "attn_drop_rate", "drop_path_rate"} & set(models.fields(name))
+    model, params, images = tiny(name)
+    dropping = model.clone(**dict.fromkeys(rates, 0.3))
+    program = lambda model: jax.jit(model.apply).lower({"params": params}, images).as_text()
+    assert program(dropping) == program(model)
+    train = jax.jit(
+        lambda key: dropping.apply({"params": params}, images, True, rngs={"dropout": key}),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiling is all the work here
+    )
+    one, again, two = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert (one != two).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("deit_tiny_patch16_224", (96, 384)),
+        ("cait_xxs24_224", (96, 384)),
+        ("pvt_tiny", (64, 288)),
+        ("tnt_s_patch16_224", (96, 384)),
+        ("mlp", (8, 64)),
+    ],
+)
+def test_other_image_sizes(name, sizes):
+    for size in sizes:
+        model = models.create(name, num_classes=3, image_size=size)
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        assert logits.shape == (2, 3)
+
+
+def test_plain_deit_is_vit():
+    sizes = {**TINY["deit_tiny_patch4_32"], "num_classes": 3}
+    deit = models.create("deit_tiny_patch4_32", distilled=False, **sizes)
+    vit = models.create("vit_tiny_patch4_32", **sizes)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = parameters(deit, images)
+    assert np.array_equal(run(deit, params, images), run(vit, params, images))
+
+
+def test_talking_heads_that_stay_silent_are_plain_attention():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    talking, plain = cait.TalkingHeadsAttention(2), layers.Attention(2)
+    params = parameters(plain, x, False)
+    silent = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+    y = run(talking, {**params, "proj_l": silent, "proj_w": silent}, x, False)
+    np.testing.assert_allclose(y, run(plain, params, x, False), atol=1e-6)
+
+
+def test_spatial_reduction_by_one_is_plain_attention():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8))
+    reduced, plain = pvt.SpatialReductionAttention(2, sr_ratio=1), layers.Attention(2)
+    params = parameters(plain, x, False)
+    half = lambda part: jax.tree.map(lambda p: p[..., part], params["qkv"])
+    split = {"q": half(slice(8)), "kv": half(slice(8, None)), "proj": params["proj"]}
+    y = run(reduced, split, x, False)
+    np.testing.assert_allclose(y, run(plain, params, x, False), atol=1e-6)
+
+
+def test_class_attention_leaves_the_patch_tokens_alone():
+    model, params, images = tiny("cait_xxs24_patch4_32")
+    _, both = run(model, params, images, mutable=["responses"])
+    alone = model.clone(depth_token_only=0)
+    patches_only = {k: v for k, v in params.items() if not k.startswith("blocks_token_only")}
+    _, patches = run(alone, patches_only, images, mutable=["responses"])
+    assert len(patches["responses"]) == model.depth
+    for name, block in patches["responses"].items():
+        np.testing.assert_allclose(block["response"], both["responses"][name]["response"], 1e-5)
+
+
+def test_inner_attention_stays_inside_its_patch():
+    block = tnt.Block(num_heads_inner=2, num_heads=2, act="gelu")
+    pixels = jax.random.normal(jax.random.key(0), (2 * 3, 4, 4))  # 2 images of 3 patches
+    patches = jax.random.normal(jax.random.key(1), (2, 1 + 3, 8))
+    params = parameters(block, pixels, patches, False)
+    apply = jax.jit(lambda pixels: block.apply({"params": params}, pixels, patches, False))
+    before, after = apply(pixels), apply(pixels.at[1].set(pixels[1, ::-1]))
+    same_pixels, same_patches = (
+        np.isclose(a, b, atol=1e-6).all((1, 2)).tolist() for a, b in zip(before, after, strict=True)
+    )
+    assert same_pixels == [True, False, True, True, True, True]
+    assert same_patches == [False, True]
+
+
+def test_pixel_tokens_follow_the_rows_of_their_patch():
+    embed = tnt.PixelEmbed(inner_dim=1, patch_size=2, first_stride=1)
+    identity = jnp.zeros((7, 7, 1, 1)).at[3, 3].set(1.0)
+    params = {"proj": {"kernel": identity, "bias": jnp.zeros(1)}}
+    tokens = run(embed, params, jnp.arange(16.0).reshape(1, 4, 4, 1))[..., 0]
+    assert tokens.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_mlp_reads_its_features_in_the_order_of_torch():
+    model, params, images = tiny("mlp", act="relu", depth=1)
+    weights = convert.to_torch({"params": params})
+    x = np.asarray(images).transpose(0, 3, 1, 2).reshape(4, -1)
+    x = np.maximum(x @ weights["layers.0.weight"].T + weights["layers.0.bias"], 0)
+    expected = x @ weights["head.weight"].T + weights["head.bias"]
+    np.testing.assert_allclose(run(model, params, images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("deit_tiny_patch4_32", {"image_size": 30}, "multiple of patch_size=4"),
+        ("deit_tiny_patch4_32", {"num_heads": 5}, "multiple of num_heads=5"),
+        ("cait_xxs24_patch4_32", {"num_heads": 5}, "multiple of num_heads=5"),
+        ("pvt_tiny_32", {"num_heads": (3, 2, 5, 8)}, "multiple of num_heads=3"),
+        ("pvt_tiny_32", {"depths": (2, 2)}, "embed_dims.* needs one value a stage"),
+        ("pvt_tiny_32", {"num_heads": 2}, "num_heads=2: needs one value a stage"),
+        ("pvt_tiny_32", {"sr_ratios": (8, 4, 2, 2)}, "the last"),
+        ("tnt_s_patch4_32", {"image_size": 30}, "image_size=30 is not a multiple of patch_size=4"),
+        ("tnt_s_patch4_32", {"first_stride": 3}, "patch_size=4 is not a multiple of first_stride"),
+        ("tnt_s_patch4_32", {"num_heads_inner": 5}, "multiple of its 5 attention heads"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(name, kwargs, message):
+    model = models.create(name, num_classes=3, **kwargs)
+    with pytest.raises(ValueError, match=message):
+        convert.shapes(model)
