@@ -119,8 +119,9 @@ class Stream:
 
     def close(self) -> None:
         """Ends the workers; the next batch would start new ones."""
-        self._end()
-        atexit.unregister(self._end)
+        if self._running:
+            self._end()
+            atexit.unregister(self._end)
 
     def __del__(self) -> None:
         self.close()
@@ -253,5 +254,7 @@ def random_box(
 
 
 def is_large(source: datasets.Source, image_size: int) -> bool:
-    """Whether the decoded images would take more than 4 GiB, so that they are better streamed."""
+    """Whether the images would take more than 4 GiB of memory, so that they are to be streamed."""
+    if isinstance(source, folder.Archive):
+        return source.path.stat().st_size > MEMORY_BYTES
     return len(source) * images.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +223,26 @@ def test_an_archive_is_not_streamed(tmp_path):
         stream(datasets.find("pets", tmp_path, "train"))
 
 
-def test_what_is_large(source):
+def test_what_is_large(source, tmp_path, monkeypatch):
     assert not loader.is_large(source, 224)
     assert loader.is_large(source, 20_000)
+    write_archive(tmp_path / "pets.tar", pets())
+    archive = datasets.find("pets", tmp_path, "train")
+    assert not loader.is_large(archive, 20_000)
+    monkeypatch.setattr(loader, "MEMORY_BYTES", 1000)
+    assert loader.is_large(archive, 6)
+
+
+def test_a_program_that_ends_without_closing_says_nothing(tmp_path):
+    write_folder(tmp_path / "pets", pets())
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from pathlib import Path\n"
+        "from dnrt_jax.data import datasets, loader\n"
+        "if __name__ == '__main__':\n"
+        f"    source = datasets.find('pets', Path({str(tmp_path)!r}), 'train')\n"
+        "    stream = loader.Stream(source, batch_size=2, side=6, workers=1)\n"
+        "    print(next(stream)['label'])\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[0 0]\n", "")
