@@ -22,12 +22,10 @@ def get_config():
     config.data.eval_resize = 8
     config.data.mean = (0.3,)
     config.data.std = (0.38,)
-    config.data.crop = "pad"
-    config.data.pad = 1
 
-    config.arr.weight = 1.0
+    config.arr.weight = 5.0
 
-    config.optim.lr = 2e-3
+    config.optim.lr = 3e-3
     config.optim.warmup_epochs = 3.0
 
     config.train.epochs = 40

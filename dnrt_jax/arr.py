@@ -94,7 +94,7 @@ def update(
 def _sequential(centroids, responses, labels, momentum, target, mask, axis_name):
     size, start = labels.shape[0], 0
     if axis_name is not None:
-        gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True)
+        gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
         start = jax.lax.axis_index(axis_name) * size
         labels, mask, responses = jax.tree.map(gather, (labels, mask, responses))
     mean, count = centroids
@@ -105,7 +105,7 @@ def _sequential(centroids, responses, labels, momentum, target, mask, axis_name)
     same = (labels[:, None] == labels) & mask[:, None] & mask
     before = same & (order[:, None] > order)
     rank = before.sum(1)  # how many of its class precede a sample in the batch
-    seen = count.at[labels].get(mode="fill", fill_value=0) > 0
+    seen = count.at[labels].get(mode="fill", fill_value=1) > 0  # a bad label reads a NaN mean
     first = (rank == 0) & ~seen
     dtype = jnp.result_type(*jax.tree.leaves(responses))
     keep = jnp.asarray(1 - momentum, dtype)

@@ -47,7 +47,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """torch's clip_grad_norm_, which adds 1e-6 to the norm it divides by; optax's does not."""
 
     def clip(grads):
-        factor = jnp.minimum(max_norm / (optax.global_norm(grads) + 1e-6), 1)
+        factor = jnp.minimum(max_norm / (optax.tree.norm(grads) + 1e-6), 1)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
     return optax.stateless(lambda grads, _: clip(grads))

@@ -72,7 +72,7 @@ def train_step(
         (loss, (values, batch_stats, centroids)), grads = grad_fn(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        values |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        values |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         moved = TrainState(state.step, params, batch_stats, opt_state, centroids)
         finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["grad_norm"])
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)

@@ -1,0 +1,63 @@
+"""Who may know whom: the imports of each file, read and compared with what is allowed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dnrt_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PROGRAMS = {"main", "predict", "benchmark", "report"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def known(path: Path, package: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for name in imports(path))
+
+
+@pytest.mark.parametrize("name", ["raa", "arr"])
+def test_the_two_ideas_know_only_jax_and_flax(name):
+    roots = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+    assert roots <= {"jax", "flax", "typing"}
+
+
+def test_models_know_no_config_no_data_and_no_arr():
+    for path in (PACKAGE / "models").glob("*.py"):
+        for other in ("config", "data", "arr", "step", "train", "problem"):
+            assert not known(path, f"dnrt_jax.{other}"), f"{path.name} imports {other}"
+
+
+def test_data_knows_no_flax_and_no_model():
+    for path in (PACKAGE / "data").glob("*.py"):
+        if path.name != "preview.py":  # a program
+            for other in ("flax", "dnrt_jax.models", "dnrt_jax.train", "dnrt_jax.config"):
+                assert not known(path, other), f"{path.name} imports {other}"
+
+
+def test_only_programs_import_the_loop():
+    users = {path.stem for path in FILES if known(path, "dnrt_jax.train")}
+    assert users <= PROGRAMS
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "torch"])
+def test_nothing_needs_it_at_import(package):
+    for path in FILES:
+        top = {
+            alias.name if isinstance(node, ast.Import) else node.module
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        assert not any(name.split(".")[0] == package for name in top), path

@@ -1,0 +1,263 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dnrt_jax import arr
+from golden_files import assert_close, load
+
+B, K, M = 16, 5, 0.1
+RULES, TARGETS = ("sequential", "centroid"), ("updated", "previous")
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Three batches of two layers of different widths; class 4 never occurs."""
+    rng = np.random.default_rng(0)
+    responses = lambda: {
+        "a": rng.standard_normal((B, 6), np.float32),
+        "b": rng.standard_normal((B, 3), np.float32),
+    }
+    return [(responses(), rng.integers(0, K - 1, B).astype(np.int32)) for _ in range(3)]
+
+
+def sequential_loop(mean, seen, x, labels, target):
+    """The authors' update as they say it: sample by sample."""
+    targets = np.zeros_like(x)
+    for i, k in enumerate(labels):
+        previous = mean[k].copy() if seen[k] else x[i]
+        mean[k] = (1 - M) * previous + M * x[i] if seen[k] else x[i]
+        seen[k] = True
+        targets[i] = mean[k] if target == "updated" else previous
+    return targets
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-6), ("float32", 1e-4)])
+def test_twelve_steps_are_the_authors(dtype, relative):
+    golden = load("arr")
+    with jax.enable_x64(dtype == "float64"):
+        responses = [list(jnp.asarray(step, dtype)) for step in golden["responses"]]
+        centroids = arr.init(responses[0], int(golden["num_classes"]))
+
+        def loss_fn(step, labels, centroids):
+            targets, centroids = arr.update(centroids, step, labels, momentum=M)
+            return arr.loss(step, targets), (targets, centroids)
+
+        run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+        for t, step in enumerate(responses):
+            labels = golden["labels"][t].astype(np.int32)
+            (loss, (targets, centroids)), grads = run(step, labels, centroids)
+            assert_close(loss, golden["loss"][t], relative)
+            assert_close(np.stack(targets), golden["targets"][t], relative)
+            np.testing.assert_array_equal(np.stack(grads), golden["grad_responses"][t].astype(dtype))
+            wanted = golden["class_means_after"][t]
+            seen = ~np.isnan(wanted[0, :, 0])
+            np.testing.assert_array_equal(centroids.count > 0, seen)
+            assert_close(np.stack(centroids.mean)[:, seen], wanted[:, seen], relative)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_matrix_form_is_the_loop(batches, target):
+    centroids = arr.init(batches[0][0], K)
+    mean, seen = {"a": np.zeros((K, 6)), "b": np.zeros((K, 3))}, {}
+    for responses, labels in batches:
+        targets, centroids = arr.update(centroids, responses, labels, momentum=M, target=target)
+        for name, x in responses.items():
+            seen.setdefault(name, np.zeros(K, bool))
+            wanted = sequential_loop(mean[name], seen[name], x, labels, target)
+            np.testing.assert_allclose(targets[name], wanted, atol=1e-6)
+            np.testing.assert_allclose(centroids.mean[name], mean[name], atol=1e-6)
+
+
+def test_the_centroid_rule_is_the_mean_of_the_sequential_over_orders():
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((3, 4), np.float32), np.zeros(3, np.int32)
+    for count in (0, 7):  # never seen, and seen
+        start = arr.Centroids(jnp.asarray(rng.standard_normal((1, 4))) * (count > 0), jnp.array([count]))
+        orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+        means = [arr.update(start, x[o], labels, momentum=M)[1].mean for o in orders]
+        ours = arr.update(start, x, labels, momentum=M, rule="centroid")[1]
+        np.testing.assert_allclose(ours.mean, np.mean(means, 0), atol=1e-6)
+        assert ours.count == count + 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_updated_targets_lose_one_minus_m_of_the_previous_ones(rule):
+    """Eq. 4 against the authors' code: per sample, |x - mu'| = (1-m) |x - mu|."""
+    x, labels = jnp.array([[2.0, -1.0]]), jnp.array([0])
+    start = arr.Centroids(jnp.array([[0.5, 0.5]]), jnp.array([3]))
+    losses = {
+        t: arr.loss(x, arr.update(start, x, labels, momentum=M, rule=rule, target=t)[0])
+        for t in TARGETS
+    }
+    np.testing.assert_allclose(losses["updated"], (1 - M) * losses["previous"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_sample_of_a_never_seen_class_costs_nothing_and_pulls_nothing(rule, target):
+    x, labels = jnp.array([[2.0, -1.0], [0.0, 3.0]]), jnp.array([0, 1])
+
+    def loss(x):
+        return arr.loss(x, arr.update(arr.init(x, 3), x, labels, momentum=M, rule=rule, target=target)[0])
+
+    value, grad = jax.value_and_grad(loss)(x)
+    assert value == 0
+    assert (grad == 0).all()
+    value, grad = jax.value_and_grad(lambda x: arr.loss(x, arr.lookup(arr.init(x, 3), x, labels)))(x)
+    assert value == 0
+    assert (grad == 0).all()
+
+
+def test_no_gradient_flows_into_targets(batches):
+    responses, labels = batches[0]
+
+    def targets_sum(responses, rule):
+        targets, centroids = arr.update(arr.init(responses, K), responses, labels, momentum=M, rule=rule)
+        return sum(x.sum() for x in jax.tree.leaves((targets, centroids.mean)))
+
+    for rule in RULES:
+        grads = jax.grad(targets_sum)(responses, rule)
+        assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_masked_rows_are_as_if_absent(batches, rule, target):
+    (warm, warm_labels), (responses, labels) = batches[:2]
+    keep = np.arange(B) % 3 > 0
+    _, start = arr.update(arr.init(warm, K), warm, warm_labels, momentum=M)
+    options = {"momentum": M, "rule": rule, "target": target}
+    poisoned = jax.tree.map(lambda x: jnp.where(keep[:, None], x, jnp.nan), responses)
+    labels_any = np.where(keep, labels, -7).astype(np.int32)
+    targets, after = arr.update(start, poisoned, labels_any, mask=keep, **options)
+    part = jax.tree.map(lambda x: x[keep], responses)
+    part_targets, part_after = arr.update(start, part, labels[keep], **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, part_after)
+    loss, grads = jax.value_and_grad(arr.loss)(poisoned, targets, mask=keep)
+    np.testing.assert_allclose(loss, arr.loss(part, part_targets), rtol=1e-6)
+    assert all((g[~keep] == 0).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fully_masked_batch_changes_nothing(batches, rule):
+    responses, labels = batches[0]
+    _, start = arr.update(arr.init(responses, K), responses, labels, momentum=M)
+    none = np.zeros(B, bool)
+    targets, after = arr.update(start, responses, labels, momentum=M, rule=rule, mask=none)
+    jax.tree.map(np.testing.assert_array_equal, after, start)
+    assert arr.loss(responses, targets, mask=none) == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_momentum_one_jumps_and_momentum_zero_stays(rule):
+    x, labels = jnp.array([[2.0], [4.0]]), jnp.array([0, 0])
+    start = arr.Centroids(jnp.array([[1.0]]), jnp.array([1]))
+    jumped = arr.update(start, x, labels, momentum=1.0, rule=rule)[1]
+    assert jumped.mean == (4.0 if rule == "sequential" else 3.0)
+    assert arr.update(start, x, labels, momentum=0.0, rule=rule)[1].mean == 1.0
+
+
+@pytest.mark.parametrize("label", [-1, K])
+def test_a_label_out_of_range_is_loud(batches, label):
+    responses, labels = batches[0]
+    labels = np.where(np.arange(B) == 3, label, labels).astype(np.int32)
+    centroids = arr.init(responses, K)
+    for rule in RULES:
+        for target in TARGETS:
+            targets, _ = arr.update(
+                centroids, responses, labels, momentum=M, rule=rule, target=target
+            )
+            assert jnp.isnan(arr.loss(responses, targets))
+    assert jnp.isnan(arr.loss(responses, arr.lookup(centroids, responses, labels)))
+
+
+def test_averages_by_layer_and_by_width():
+    responses = {"a": jnp.full((2, 4), 1.0), "b": jnp.full((2, 4), 3.0), "c": jnp.full((2, 2), 8.0)}
+    targets = jax.tree.map(jnp.zeros_like, responses)
+    assert arr.loss(responses, targets) == 4.0  # (1 + 3 + 8) / 3
+    assert arr.loss(responses, targets, average="width") == 5.0  # ((1 + 3) / 2 + 8) / 2
+
+
+def test_bfloat16_responses_have_float32_centroids_and_loss(batches):
+    responses = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), batches[0][0])
+    targets, centroids = arr.update(arr.init(responses, K), responses, batches[0][1], momentum=M)
+    dtypes = {x.dtype for x in jax.tree.leaves((targets, centroids.mean))}
+    assert dtypes == {jnp.dtype("float32")}
+    assert arr.loss(responses, targets).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("rule", "mean"), ("target", "next"), ("momentum", 1.5), ("momentum", -0.1)]
+)
+def test_bad_options_are_named(batches, option, value):
+    responses, labels = batches[0]
+    with pytest.raises(ValueError, match=f"{option}="):
+        arr.update(arr.init(responses, K), responses, labels, **{"momentum": M, option: value})
+
+
+def test_a_bad_average_and_empty_responses_are_named():
+    with pytest.raises(ValueError, match="average='mean'"):
+        arr.loss(jnp.ones((2, 2)), jnp.ones((2, 2)), average="mean")
+    with pytest.raises(ValueError, match="no responses"):
+        arr.loss({}, {})
+
+
+class TestEightDevicesEqualOne:
+    """Two steps on 16 samples, two of them padding; means to 1e-6, gradients alike."""
+
+    mesh = staticmethod(lambda: jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)))
+    mask = np.arange(B) < B - 2
+
+    def run(self, batches, rule, target, axis_name=None, wrap=lambda f: f):
+        def step(centroids, responses, labels, mask):
+            def loss_fn(responses):
+                targets, after = arr.update(
+                    centroids,
+                    responses,
+                    labels,
+                    momentum=M,
+                    rule=rule,
+                    target=target,
+                    mask=mask,
+                    axis_name=axis_name,
+                )
+                loss = arr.loss(responses, targets, mask=mask, axis_name=axis_name)
+                return loss, (targets, after)
+
+            (loss, (targets, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(responses)
+            return loss, targets, after, grads
+
+        step = wrap(step)
+        centroids, out = arr.init(batches[0][0], K), []
+        for responses, labels in batches[:2]:
+            loss, targets, centroids, grads = step(centroids, responses, labels, self.mask)
+            out.append((loss, targets, centroids, grads))
+        return out
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_inside_jit_with_a_sharded_batch(self, batches, rule, target):
+        mesh = self.mesh()
+        whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        wrap = lambda f: jax.jit(f, in_shardings=(whole, split, split, split))
+        one = self.run(batches, rule, target, wrap=jax.jit)
+        eight = self.run(batches, rule, target, wrap=wrap)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_inside_shard_map_with_axis_name(self, batches, rule, target):
+        wrap = lambda f: jax.jit(
+            jax.shard_map(
+                f,
+                mesh=self.mesh(),
+                in_specs=(P(), P("data"), P("data"), P("data")),
+                out_specs=(P(), P("data"), P(), P("data")),
+            )
+        )
+        one = self.run(batches, rule, target, wrap=jax.jit)
+        eight = self.run(batches, rule, target, "data", wrap)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)

@@ -1,0 +1,115 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dnrt_jax
+from dnrt_jax import RAA, raa, raa_relu
+from golden_files import assert_close, below, load
+
+GOLDEN = load("raa")
+FORMS = sorted({name.split("/")[0] for name in GOLDEN})
+
+
+def parameters(form):
+    """(w, b) of the authors' parameters, in the layout of `raa`."""
+    p = below(GOLDEN, f"{form}/param")
+    if "shift" in p:
+        return None, p["shift"][0]
+    if not p:
+        return None, np.float64(0)
+    w, b = p["shift_proj_weight"], p["shift_proj_bias"]
+    return (w.T, b) if len(w) > 1 else (w[0], b[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-6), ("float32", 1e-4)])
+def test_values_and_gradients_are_the_authors(form, dtype, relative):
+    with jax.enable_x64(dtype == "float64"):
+        activate = raa_relu if "2" in form or form == "ReLU" else raa
+        cast = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+        x, (w, b), cotangent = cast(
+            (GOLDEN[f"{form}/x"], parameters(form), GOLDEN[f"{form}/cotangent"])
+        )
+        y, vjp = jax.vjp(activate, x, w, b)
+        grad_x, grad_w, grad_b = vjp(cotangent)
+    assert y.dtype == dtype
+    assert_close(y, GOLDEN[f"{form}/y"], relative)
+    assert_close(grad_x, GOLDEN[f"{form}/grad_x"], relative)
+    wanted = below(GOLDEN, f"{form}/grad")
+    if "shift" in wanted:
+        assert_close(grad_b[None], wanted["shift"], relative)
+    elif wanted:
+        grad_w = grad_w.T if grad_w.ndim == 2 else grad_w[None]
+        assert_close(grad_w, wanted["shift_proj_weight"], relative)
+        assert_close(jnp.atleast_1d(grad_b), wanted["shift_proj_bias"], relative)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return 3 * jax.random.normal(jax.random.key(0), (4, 6))
+
+
+def test_zero_shift_is_gelu_and_relu(x):
+    w, b = jnp.zeros(6), jnp.zeros(())
+    np.testing.assert_allclose(raa(x, w, b), jax.nn.gelu(x, approximate=False), atol=1e-6)
+    np.testing.assert_array_equal(raa_relu(x, w, b), jax.nn.relu(x))
+
+
+def test_bfloat16_is_the_float32_result_rounded(x):
+    x = x.astype(jnp.bfloat16)
+    w = jax.random.normal(jax.random.key(1), (6,))
+    for activate in (raa, raa_relu):
+        y = activate(x, w, 0.3)
+        assert y.dtype == jnp.bfloat16
+        exact = activate(x.astype(jnp.float32), w, 0.3)
+        np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
+def test_leading_dimensions_are_a_batch(x):
+    w = jax.random.normal(jax.random.key(1), (6,))
+    image = jnp.stack([x, -x]).reshape(2, 2, 2, 6)
+    np.testing.assert_array_equal(raa(image, w, 0.1)[0].reshape(4, 6), raa(x, w, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("shift", "shapes"),
+    [("vector", {"w": (6,), "b": ()}), ("scalar", {"b": ()}), ("element", {"w": (6, 6), "b": (6,)})],
+)
+@pytest.mark.parametrize("base", ["gelu", "relu"])
+def test_the_layer_starts_at_zero(x, shift, shapes, base):
+    layer = RAA(base=base, shift=shift)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, params) == shapes
+    assert all((p == 0).all() for p in params.values())
+    plain = {"gelu": raa, "relu": raa_relu}[base](x, None, 0.0)
+    np.testing.assert_allclose(layer.apply({"params": params}, x), plain, atol=1e-7)
+
+
+@pytest.mark.parametrize("field", ["base", "shift"])
+def test_an_unknown_form_is_refused(x, field):
+    with pytest.raises(ValueError, match=f"RAA.{field}='geluu'"):
+        RAA(**{field: "geluu"}).init(jax.random.key(0), x)
+
+
+def test_the_function_serves_nnx(x):
+    class Layer(nnx.Module):
+        def __init__(self, size):
+            self.w, self.b = nnx.Param(jnp.zeros(size)), nnx.Param(jnp.zeros(()))
+
+        def __call__(self, x):
+            return raa(x, self.w[...], self.b[...])
+
+    layer = Layer(6)
+    np.testing.assert_allclose(layer(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
+    grads = nnx.grad(lambda model: model(x).sum())(layer)
+    assert jnp.isfinite(grads["w"][...]).all()
+    assert (grads["w"][...] != 0).all()
+
+
+def test_the_package_exports_the_function_not_the_file():
+    assert callable(dnrt_jax.raa)
+    assert list(inspect.signature(dnrt_jax.raa).parameters) == ["x", "w", "b"]
