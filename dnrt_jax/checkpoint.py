@@ -135,7 +135,8 @@ def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
         raise CheckpointError(f"{path}: {len(differences)} arrays differ: {shown}")
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore((path / ARRAYS).absolute(), _flatten(target))
-    state = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
+    leaves = [arrays[name] for name in _flatten(target)]  # Orbax returns them in another order
+    state = jax.tree.unflatten(jax.tree.structure(target), leaves)
     return Restored(state, manifest["step"], manifest["extra"], manifest["config"])
 
 

@@ -1,0 +1,133 @@
+import json
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnrt_jax import checkpoint, parallel
+
+
+class Pair(NamedTuple):  # fields that are not in alphabetical order
+    second: Any
+    first: Any
+
+
+@pytest.fixture
+def state():
+    return {
+        "w": jnp.arange(6.0).reshape(2, 3),
+        "inner": [Pair(jnp.int32(4), jnp.int32(5)), None, jnp.ones(3, bool)],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, state):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, shifted(state, step), step, config="{}", extra={"step": step})
+    return tmp_path
+
+
+def shifted(state, by):
+    return state | {"w": state["w"] + by}
+
+
+def target(state):
+    whole = parallel.replicated(parallel.mesh())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+
+
+def files(folder, step):
+    return sorted(path for path in (folder / str(step)).rglob("*") if path.is_file())
+
+
+def test_what_goes_in_comes_out_bit_for_bit(folder, state):
+    restored = checkpoint.restore(folder, target(state))
+    assert (restored.step, restored.extra) == (3, {"step": 3})
+    jax.tree.map(np.testing.assert_array_equal, restored.state, shifted(state, 3))
+    assert checkpoint.restore(folder, target(state), 1).state["w"][0, 1] == 2
+
+
+def test_an_empty_folder_is_a_fresh_start_but_a_missing_step_is_an_error(tmp_path, state):
+    assert checkpoint.restore(tmp_path, target(state)) is None
+    with pytest.raises(
+        checkpoint.CheckpointError, match="no checkpoint of step 7; there are: none"
+    ):
+        checkpoint.restore(tmp_path, target(state), 7)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit flipped": flip,
+    "cut in half": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "a byte short": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    "emptied": lambda p: p.write_bytes(b""),
+    "deleted": lambda p: p.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_to_any_file_is_noticed_by_name_and_the_older_step_is_used(
+    folder, state, damage, caplog
+):
+    for path in files(folder, 3):
+        if not path.stat().st_size:
+            continue
+        whole = path.read_bytes()
+        damage(path)
+        caplog.clear()
+        assert checkpoint.restore(folder, target(state)).step == 2
+        if path.name != checkpoint.MANIFEST:
+            assert path.name in caplog.text
+        with pytest.raises(checkpoint.CheckpointError, match="step 3"):
+            checkpoint.restore(folder, target(state), 3)
+        path.write_bytes(whole)
+    assert checkpoint.restore(folder, target(state)).step == 3
+
+
+def test_all_damaged_is_an_error_not_a_fresh_start(folder, state):
+    for step in (1, 2, 3):
+        flip(files(folder, step)[0])
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.restore(folder, target(state))
+
+
+def test_a_save_cut_short_leaves_the_older_step_and_is_swept(folder, state):
+    (folder / "3" / checkpoint.MANIFEST).unlink()
+    assert checkpoint.restore(folder, target(state)).step == 2
+    checkpoint.keep(folder, 1)
+    assert [path.name for path in folder.iterdir()] == ["2"]
+
+
+def test_the_last_n_and_the_best_are_kept(folder):
+    checkpoint.keep(folder, 1, also=1)
+    assert checkpoint.steps(folder) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"w": jnp.zeros((2, 4))}, r"w: float32\[2, 3\], the run has float32\[2, 4\]"),
+        ({"w": jnp.zeros((2, 3), jnp.bfloat16)}, r"the run has bfloat16\[2, 3\]"),
+        ({"v": jnp.zeros(1)}, r"v: absent, the run has float32\[1\]"),
+    ],
+)
+def test_another_model_is_refused_with_the_differences(folder, state, change, said):
+    with pytest.raises(checkpoint.CheckpointError, match=said) as error:
+        checkpoint.restore(folder, target(state | change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_manifest_made_up_by_hand_is_not_believed(folder, state):
+    path = folder / "3" / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"step": 4}))
+    with pytest.raises(checkpoint.CheckpointError, match=re.escape(str(path))):
+        checkpoint.restore(folder, target(state), 3)

@@ -1,0 +1,202 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_files import assert_close, below, load
+
+from dnrt_jax import config, convert, models, optim, parallel
+from dnrt_jax import state as train_state
+from dnrt_jax import step as steps
+
+TINY = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+CLASSES = 4
+
+
+def as_is(keys, images):
+    return images
+
+
+def test_36_steps_are_the_authors_trajectory():
+    golden = load("trajectory_adamw")
+    hyper = {k: golden[k].item() for k in golden if golden[k].ndim == 0}
+    kwargs = {"num_classes": 7, "act": "raa", "image_size": 16, "patch_size": 4}
+    kwargs |= {"embed_dim": 32, "depth": 3, "num_heads": 2}
+    c = config.default()
+    c.arr.weight, c.arr.momentum = hyper["arr_coef"], hyper["momentum"]
+    c.optim.update({k: hyper[k] for k in ("lr", "min_lr", "warmup_lr", "weight_decay", "clip")})
+    c.optim.warmup_epochs = float(hyper["warmup_epochs"])
+    batch_size = hyper["batch_size"]
+    epoch_steps = len(golden["labels"]) // batch_size
+    total = epoch_steps * hyper["epochs"]
+    with jax.enable_x64(True):
+        model = models.create("vit_tiny_patch4_32", **kwargs)
+        rate = optim.schedule(c.optim, total, epoch_steps)
+        tx = optim.create(c.optim, rate)
+        state = train_state.create(
+            model, tx, (1, 16, 16, 3), jax.random.key(0), num_classes=7, use_arr=True
+        )
+        params = convert.from_torch(below(golden, "param0"), "vit_tiny_patch4_32", **kwargs)[
+            "params"
+        ]
+        means = jax.tree.map(lambda x: x.astype(jnp.float64), state.centroids.mean)
+        centroids = state.centroids._replace(mean=means)
+        state = state.replace(params=params, opt_state=tx.init(params), centroids=centroids)
+        step = jax.jit(steps.train_step(model, tx, c.arr, as_is, jax.random.key(0)))
+        log = {name: [] for name in ("loss_ce", "loss_arr", "loss", "grad_norm")}
+        for i in range(total):
+            rows = slice(i % epoch_steps * batch_size, (i % epoch_steps + 1) * batch_size)
+            label = golden["labels"][rows].astype(np.int32)
+            batch = {"image": golden["images"][rows], "label": label, "mask": np.ones(8, bool)}
+            state, values = step(state, batch)
+            for name, column in log.items():
+                column.append(values[name])
+        rates = [rate(i) for i in range(total)]
+    np.testing.assert_allclose(rates, golden["log/lr"], rtol=1e-9)
+    for name, column in log.items():
+        np.testing.assert_allclose(column, golden[f"log/{name}"], rtol=1e-5, err_msg=name)
+    ours = convert.to_torch({"params": state.params})
+    for name, wanted in below(golden, "param").items():
+        np.testing.assert_allclose(ours[name], wanted, rtol=0, atol=1e-6, err_msg=name)
+
+
+def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
+    c = config.default()
+    c.arr.weight = arr_weight
+    model = models.create(
+        "vit_tiny_patch4_32", num_classes=CLASSES, act=act, drop_rate=drop, **TINY
+    )
+    tx = optim.create(c.optim, lr)
+    state = train_state.create(
+        model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=arr_weight > 0
+    )
+    return model, steps.train_step(model, tx, c.arr, as_is, jax.random.key(1)), state, c
+
+
+def batch_of(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.standard_normal((size, 8, 8, 3), np.float32),
+        "label": rng.integers(0, CLASSES, size).astype(np.int32),
+        "mask": np.ones(size, bool),
+    }
+
+
+def assert_same(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    model, step, state, c = build()
+    return model, jax.jit(step), state, c
+
+
+def test_padding_changes_nothing(plain):
+    _, step, state, _ = plain
+    batch = batch_of(16)
+    batch["mask"][10:] = False
+    other = {k: v.copy() for k, v in batch.items()}
+    other["image"][10:] = 7.0
+    other["label"][10:] = 3
+    first, second = step(state, batch), step(state, other)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    short = {k: v[:10] for k, v in batch.items()}
+    # Adam divides by its own noise where a gradient is nearly zero: compare the loss and means.
+    after, values = step(state, short)
+    assert_same(values, first[1], atol=1e-5)
+    assert_same(after.centroids, first[0].centroids)
+
+
+@pytest.mark.parametrize("poison", ["image", "params"])
+def test_a_step_that_is_not_finite_changes_nothing(plain, poison):
+    _, step, state, _ = plain
+    batch = batch_of(16)
+    if poison == "image":
+        batch["image"][3] = np.nan
+    else:
+        head = {"head": jax.tree.map(lambda x: x * np.inf, state.params["head"])}
+        state = state.replace(params=state.params | head)
+    after, values = step(state, batch)
+    assert not np.isfinite(values["loss"])
+    assert after.step == state.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=state.step), state)
+
+
+def test_many_steps_a_dispatch_are_single_steps_whatever_the_count(plain):
+    _, step, state, _ = plain
+    rng = np.random.default_rng(0)
+    data = {k: v for k, v in batch_of(32).items() if k != "mask"}
+    indices = rng.integers(0, 32, (4, 16)).astype(np.int32)
+    mask = np.ones((4, 16), bool)
+    split = parallel.split(parallel.mesh())
+    run = jax.jit(steps.train_steps(step, split))
+    four, log = run(state, data, indices, mask, 4)
+    one = state
+    for i in range(4):
+        one, _ = run(one, data, indices[i:].repeat(4, 0)[:4], mask, 1)
+    jax.tree.map(np.testing.assert_array_equal, four, one)
+    assert log["loss"].shape == (4,)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_eight_devices_equal_one(drop):
+    _, step, state, _ = build(drop=drop)
+    mesh = parallel.mesh()
+    whole, split = parallel.replicated(mesh), parallel.split(mesh)
+    one, eight = jax.jit(step), jax.jit(step, in_shardings=(whole, split))
+    a, b = state, state
+    for i in range(3):
+        (a, values_a), (b, values_b) = one(a, batch_of(16, i)), eight(b, batch_of(16, i))
+        assert_same(values_a, values_b, atol=1e-4)
+    assert_same(a.centroids, b.centroids, atol=1e-5)
+
+
+def test_without_arr_there_are_no_centroids_and_no_loss_arr():
+    _, step, state, _ = build(arr_weight=0.0)
+    state, values = jax.jit(step)(state, batch_of(8))
+    assert state.centroids is None
+    assert "loss_arr" not in values
+    assert values["loss"] == values["loss_ce"]
+
+
+def test_evaluation_counts_each_row_once_and_leaves_the_means(plain):
+    model, step, state, c = plain
+    state, _ = step(state, batch_of(16))
+    evaluate = jax.jit(steps.eval_step(model, c.arr, lambda images: images, CLASSES))
+    batch = batch_of(16, seed=3)
+    whole = evaluate(state, batch)
+    first = np.arange(16) < 9
+    head = evaluate(state, batch | {"mask": first})
+    tail = evaluate(state, batch | {"mask": ~first})
+    jax.tree.map(lambda w, h, t: np.testing.assert_allclose(w, h + t, rtol=1e-5), whole, head, tail)
+    assert whole["count"] == 16
+    assert whole["confusion"].sum() == 16
+    assert whole["loss_arr"] > 0
+
+
+def test_training_lowers_the_loss(plain):
+    _, step, state, _ = plain
+    batch = batch_of(16)
+    losses = []
+    for _ in range(12):
+        state, values = step(state, batch)
+        losses.append(float(values["loss_ce"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_bfloat16_computes_and_float32_keeps():
+    c = config.default()
+    model = models.create("vit_tiny_patch4_32", num_classes=CLASSES, dtype=jnp.bfloat16, **TINY)
+    tx = optim.create(c.optim, 1e-3)
+    state = train_state.create(
+        model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=True
+    )
+    state, values = jax.jit(steps.train_step(model, tx, c.arr, as_is, jax.random.key(1)))(
+        state, batch_of(8)
+    )
+    dtypes = {x.dtype for x in jax.tree.leaves((state.params, state.centroids.mean, values))}
+    assert dtypes == {jnp.dtype("float32")}
+    logits = model.apply({"params": state.params}, batch_of(8)["image"])
+    assert logits.dtype == jnp.float32
+    exact = models.create("vit_tiny_patch4_32", num_classes=CLASSES, **TINY)
+    assert_close(logits, exact.apply({"params": state.params}, batch_of(8)["image"]), 0.05)
