@@ -58,6 +58,7 @@ RANGE = Rule(tuple, lambda x: len(x) == 2 and 0 < x[0] <= x[1], "two numbers, (l
 # A model field that is None keeps the model's own default.
 FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "seed": (42, _integer(0), "of parameters, data order, augmentation and dropout"),
+    "init_from": ("", TEXT, "weights to start from: .safetensors, .pth, a run; empty for none"),
     "model.name": ("vit_tiny_patch4_32", NAME, "see dnrt_jax.models.registry()"),
     "model.act": ("raa", NAME, "activation; see dnrt_jax.activations.names()"),
     "model.dtype": ("float32", _choice("float32", "bfloat16"), "of the computation"),

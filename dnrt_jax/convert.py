@@ -1,20 +1,34 @@
 """PyTorch weights in and out, by rule: a child `blocks_0` is torch's `blocks.0`, a `kernel` its
 transposed `weight`. Values keep their dtype; nothing is ever dropped or made up in silence.
+
+    python -m dnrt_jax.convert SRC OUT.safetensors --model NAME
+
+SRC is a .safetensors file, a torch checkpoint or the folder of a run. OUT and the config.json that
+is written beside it are all that `dnrt_jax.predict` needs; see dnrt_jax/weights.py.
 """
 
+import argparse
+import ast
+import logging
+import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dnrt_jax import models
+from dnrt_jax import models, weights
+from dnrt_jax.cli import one_line_errors
+from dnrt_jax.data import images
+from dnrt_jax.weights import Description, StateDict
 
-StateDict = dict[str, np.ndarray]
-Path = tuple[str, ...]
+FlaxPath = tuple[str, ...]
 
 LEAVES = {
     "kernel": "weight",
@@ -24,9 +38,11 @@ LEAVES = {
     "w": "shift_proj_weight",
     "b": "shift_proj_bias",
 }
+RAA_LEAVES = ("w", "b")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std
 
 
-def _torch_name(path: Path, paths: Mapping[Path, Any]) -> str:
+def _torch_name(path: FlaxPath, paths: Mapping[FlaxPath, Any]) -> str:
     *parents, leaf = path[1:]  # the first is the collection: params, batch_stats
     scalar_shift = leaf == "b" and (*path[:-1], "w") not in paths
     name = "shift" if scalar_shift else LEAVES.get(leaf, leaf)
@@ -46,12 +62,15 @@ def _from_torch_layout(leaf: str, value: np.ndarray, shape: tuple[int, ...]) -> 
         return value.transpose(*range(2, value.ndim), 1, 0)
     if leaf == "kernel" or (leaf == "w" and len(shape) == 2):
         return value.T
-    return value.reshape(shape) if leaf in ("w", "b") else value
+    if leaf in RAA_LEAVES and value.shape == (1, *shape):
+        return value[0]
+    return value
 
 
-def shapes(model, channels: int = 3):
+def shapes(model: Any, channels: int = 3) -> dict[str, Any]:
     """The variables of a model as a tree of shapes, without computing any."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, channels), jnp.float32)
+    size = model.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
 
@@ -59,7 +78,19 @@ def shapes(model, channels: int = 3):
 def from_torch(state_dict: StateDict, model_name: str, channels: int = 3, **model_kwargs) -> dict:
     """A torch state dict as Flax variables of `models.create(model_name, **model_kwargs)`.
 
-    RAA parameters that the state dict lacks start at zero.
+    Arguments, result and errors as for `fit`.
+    """
+    return fit(state_dict, models.create(model_name, **model_kwargs), channels)
+
+
+def fit(
+    state_dict: StateDict, model: nn.Module, channels: int = 3, *, adapt: bool = True
+) -> dict[str, Any]:
+    """A torch state dict as Flax variables of `model`.
+
+    RAA parameters, of which the state dict has none, are zero. With `adapt`, the head of another
+    number of classes becomes zero as well (Kolesnikov et al., BiT, 2020), and the position
+    embedding of another image size is resampled, as timm does. Each of these is logged.
 
     Args:
       state_dict: {torch name: array}.
@@ -71,33 +102,229 @@ def from_torch(state_dict: StateDict, model_name: str, channels: int = 3, **mode
     Raises:
       ValueError: listing every tensor that is missing, left over, or of another shape.
     """
-    flat: dict[Path, Any] = traverse_util.flatten_dict(
-        shapes(models.create(model_name, **model_kwargs), channels)
-    )
+    wanted = _flat_shapes(model, channels)
+    names = {path: _torch_name(path, wanted) for path in wanted}
     rest = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    variables, problems = {}, []
-    for path, target in flat.items():
-        name = _torch_name(path, flat)
-        if name not in rest:
-            if path[-1] in ("w", "b"):
-                variables[path] = np.zeros(target.shape, target.dtype)
-            else:
-                problems.append(f"missing {name}")
-            continue
-        value = _from_torch_layout(path[-1], rest.pop(name), target.shape)
-        if value.shape != target.shape:
-            problems.append(f"{name}: {value.shape}, the model has {target.shape}")
-        variables[path] = value
-    problems += [f"left over {name}" for name in rest]
-    if problems:
-        raise ValueError(f"weights do not fit {model_name}: {'; '.join(problems)}")
-    return traverse_util.unflatten_dict(variables)
+    missing = [path for path, name in names.items() if name not in rest]
+    values = {
+        path: _from_torch_layout(path[-1], rest.pop(names[path]), shape)
+        for path, shape in wanted.items()
+        if path not in missing
+    }
+    notes = []
+    raa = [path for path in wanted if path[-1] in RAA_LEAVES]
+    if raa and set(raa) <= set(missing):
+        values |= {path: np.zeros(wanted[path], np.float32) for path in raa}
+        missing = [path for path in missing if path not in raa]
+        notes.append("no RAA parameters, they start at zero (raa as GELU, raa_relu as ReLU)")
+    misfits = [path for path in values if values[path].shape != wanted[path]]
+    if misfits and adapt:
+        head = _head(model, channels)
+        for path in misfits:
+            old, new = values[path].shape, wanted[path]
+            if path[-1].startswith(("pos_embed", "patch_pos")) and len(old) == 3:
+                values[path] = resample_positions(values[path], new[1])
+                notes.append(f"{names[path]} resampled from {old[1]} to {new[1]} tokens")
+            elif path in head and old[:-1] == new[:-1]:
+                values[path] = np.zeros(new, values[path].dtype)
+                notes.append(f"{names[path]} zero, for {new[-1]} classes instead of {old[-1]}")
+        misfits = [path for path in values if values[path].shape != wanted[path]]
+
+    problems = {
+        "missing": [names[path] for path in missing],
+        "left over": list(rest),
+        "of another shape": [
+            f"{name} {list(state_dict[name].shape)}, not {list(_torch_shape(path, wanted[path]))}"
+            for path, name in names.items()
+            if path in misfits
+        ],
+    }
+    if any(problems.values()):
+        listed = (f"{len(p)} {kind}: {', '.join(p)}" for kind, p in problems.items() if p)
+        raise ValueError(f"weights do not fit {type(model).__name__}: {'; '.join(listed)}")
+    if notes:
+        logging.warning("weights for %s: %s", type(model).__name__, "; ".join(notes))
+    return traverse_util.unflatten_dict(values)
+
+
+def _flat_shapes(model: nn.Module, channels: int) -> dict[FlaxPath, tuple[int, ...]]:
+    flat: dict[FlaxPath, Any] = traverse_util.flatten_dict(shapes(model, channels))
+    return {path: array.shape for path, array in flat.items()}
+
+
+def _torch_shape(path: FlaxPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return _to_torch_layout(path[-1], np.broadcast_to(0.0, shape)).shape
+
+
+def _head(model: nn.Module, channels: int) -> list[FlaxPath]:
+    """The parameters whose shape follows the number of classes."""
+    one, two = (_flat_shapes(model.clone(num_classes=k), channels) for k in (1, 2))
+    return [path for path in one if one[path] != two[path]]
+
+
+def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
+    """Position embeddings [1, N, D] for another square grid of tokens: [1, length, D].
+
+    Bicubic, antialiased and in float32, as timm does. What `length` has beyond a square are tokens
+    before the grid, which stay. Without such a grid in `positions`, they are returned as they are.
+    """
+    n, d = positions.shape[1:]
+    prefix = length - math.isqrt(length) ** 2
+    side = math.isqrt(max(n - prefix, 0))
+    if n != prefix + side * side:
+        return positions
+    grid = positions[:, prefix:].reshape(side, side, d).astype(np.float32)
+    new = math.isqrt(length)
+    grid = np.asarray(jax.image.resize(grid, (new, new, d), "cubic")).reshape(1, -1, d)
+    return np.concatenate([positions[:, :prefix], grid.astype(positions.dtype)], axis=1)
 
 
 def to_torch(variables: Mapping) -> StateDict:
     """Flax variables as a torch state dict: the inverse of `from_torch`, bit for bit."""
-    flat: dict[Path, Any] = traverse_util.flatten_dict(dict(variables))
+    flat: dict[FlaxPath, Any] = traverse_util.flatten_dict(dict(variables))
     return {
         _torch_name(path, flat): _to_torch_layout(path[-1], np.asarray(value))
         for path, value in flat.items()
     }
+
+
+def load(source: Path, checkpoint: str = "latest") -> tuple[StateDict, Description | None]:
+    """Weights and, where it is known, what they are.
+
+    Args:
+      source: a file that `weights.read` reads, or the folder of a run.
+      checkpoint: of a run: "latest", "best" or a step.
+
+    Raises:
+      ValueError, OSError, RuntimeError: one line on what cannot be read.
+    """
+    if not source.is_dir():
+        return weights.read(source), weights.read_description(source)
+
+    from dnrt_jax import config as schema
+    from dnrt_jax import workdir  # imports Orbax, which files of weights do not need
+
+    config, variables, class_names = workdir.read_run(source, checkpoint)
+    state_dict, data = to_torch(variables), config.data
+    model = {"name": config.model.name, "act": config.model.act, "image_size": data.image_size}
+    model |= schema.model_kwargs(config)
+    model["num_classes"] = count_classes(state_dict, model, len(data.mean))
+    mean, std = tuple(data.mean), tuple(data.std)
+    return state_dict, Description(model, mean, std, data.eval_resize, class_names)
+
+
+def count_classes(state_dict: StateDict, model: Mapping[str, Any], channels: int = 3) -> int:
+    """The number of classes that the head in a state dict has.
+
+    Args:
+      model: arguments of `models.create`; num_classes may be absent.
+
+    Raises:
+      ValueError: if there is no head.
+    """
+    example = models.create(**{**model, "num_classes": 1})
+    names = sorted(_torch_name(path, {}) for path in _head(example, channels))
+    sizes = [len(state_dict[name]) for name in names if name in state_dict]
+    if not sizes:
+        raise ValueError(f"no head of {model['name']} in the weights: {', '.join(names)} missing")
+    return sizes[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    with one_line_errors():
+        args, fields = _parse(argv)
+        state_dict, known = load(args.source, args.checkpoint)
+        state_dict, description = _convert(state_dict, known, args, fields)
+        weights.write(args.out, state_dict, description)
+    model = description.model
+    print(
+        f"{args.out}: {model['name']} ({model['act']}), {model['num_classes']} classes, "
+        f"{model['image_size']} pixels, mean {description.mean}, std {description.std}"
+    )
+
+
+def _convert(
+    state_dict: StateDict,
+    known: Description | None,
+    args: argparse.Namespace,
+    fields: dict[str, Any],
+) -> tuple[StateDict, Description]:
+    """What the command line makes of weights and of what is known of them."""
+    if known is None or args.model not in (None, known.model["name"]):
+        if args.model is None:
+            raise ValueError(f"{args.source}: does not say its model; give --model=NAME")
+        model, mean, std, known = {"name": args.model}, *IMAGENET, None
+    else:
+        model, mean, std = known.model, known.mean, known.std
+    model, mean = {**model, **fields}, tuple(args.mean or mean)
+    if "num_classes" not in model:
+        model["num_classes"] = count_classes(state_dict, model, len(mean))
+    created: Any = models.create(**model)
+    state_dict = to_torch(fit(state_dict, created, len(mean)))
+
+    model |= {"act": created.act, "image_size": created.image_size}
+    resize, class_names = images.eval_side(created.image_size), None
+    if known and known.model["image_size"] == model["image_size"]:
+        resize = known.eval_resize
+    if args.class_names:
+        class_names = tuple(args.class_names.read_text().splitlines())
+    elif known and known.model["num_classes"] == model["num_classes"]:
+        class_names = known.class_names
+    std, resize = tuple(args.std or std), args.eval_resize or resize
+    return state_dict, Description(model, mean, std, resize, class_names)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The arguments, and those of them that are fields of the model."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model")
+    name = first.parse_known_args(argv)[0].model
+    fields = _fields(name) if name else {"num_classes": int, "image_size": int, "act": str}
+
+    parser = argparse.ArgumentParser(
+        prog="python -m dnrt_jax.convert",
+        description="Weights of PyTorch or of a run as .safetensors, with a config.json beside it.",
+        epilog="With --model=NAME, any field of that model can be set: add --help to see them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help=".safetensors, .pth or a run")
+    parser.add_argument("out", metavar="OUT", type=Path, help="DIR/NAME.safetensors")
+    parser.add_argument("--model", metavar="NAME", help="needed where SRC does not say it")
+    parser.add_argument("--checkpoint", default="latest", help="of a run: latest, best or a step")
+    number = {"type": float, "nargs": "+", "metavar": "X"}
+    parser.add_argument("--mean", **number, help="of each channel, in 0 .. 1; default: ImageNet's")
+    parser.add_argument("--std", **number)
+    parser.add_argument("--eval_resize", type=int, help="default: image_size / 0.875")
+    parser.add_argument("--class_names", type=Path, metavar="FILE", help="one a line")
+    for field, kind in fields.items():
+        parser.add_argument(f"--{field}", type=kind, default=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    return args, {field: getattr(args, field) for field in fields if field in args}
+
+
+def _fields(model_name: str) -> dict[str, Callable[[str], Any]]:
+    """The fields of a model that a command line can set, and what reads their text."""
+    example = models.create(model_name, num_classes=1)
+    defaults = {field: getattr(example, field) for field in models.fields(model_name)}
+    del defaults["dtype"]  # a matter of the computation
+    kinds = {
+        int: int,
+        float: float,
+        str: str,
+        bool: _literal,
+        tuple: _literal,
+        type(None): _literal,
+    }
+    return {field: kinds[type(x)] for field, x in defaults.items() if type(x) in kinds}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no value as True, 0.1 or (4,6)") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -8,12 +8,13 @@ import logging
 import math
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dnrt_jax import checkpoint, parallel, plots
+from dnrt_jax import checkpoint, convert, parallel, plots
 from dnrt_jax import config as schema
 from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, on_device, programs
 from dnrt_jax.progress import Progress
@@ -127,10 +128,27 @@ def _start(fns: Programs, problem: Problem, workdir: Workdir):
     restored = restore(problem, workdir)
     if restored is None:
         workdir.rewind(0)
-        return fns.create(), 0, {}
+        return _initial(fns, problem), 0, {}
     logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
     workdir.rewind(restored.step)
     return restored.state, restored.step, restored.extra["window"]
+
+
+def _initial(fns: Programs, problem: Problem):
+    """The state at step 0, with the weights of `config.init_from` where that is set."""
+    state, source = fns.create(), problem.config.init_from
+    if not source:
+        return state
+    try:
+        state_dict, _ = convert.load(Path(source).expanduser())
+        variables = convert.fit(state_dict, problem.model, len(problem.config.data.mean))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise schema.ConfigError(f"config.init_from: {error}") from None
+    place = lambda value, like: jax.device_put(value.astype(like.dtype), like.sharding)
+    params = jax.tree.map(place, variables["params"], state.params)
+    batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), state.batch_stats)
+    logging.info("starting from the weights of %s", source)
+    return state.replace(params=params, batch_stats=batch_stats)
 
 
 def _check_finite(window: dict[str, list[float]], step: int) -> None:

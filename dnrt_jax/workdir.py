@@ -9,11 +9,15 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorboardX
+from flax import traverse_util
 
-from dnrt_jax.checkpoint import CheckpointError, write_atomically
+from dnrt_jax import config as schema
+from dnrt_jax.checkpoint import CheckpointError, restore, write_atomically
+from dnrt_jax.config import Config
 
 
 class WorkdirError(RuntimeError):
@@ -69,7 +73,7 @@ class Workdir:
             file.write(json.dumps(values) + "\n")
         assert self._writer is not None, "rewind() opens the records"
         for key, value in values.items():
-            if key not in ("step", "epoch"):
+            if key not in ("step", "epoch") and value is not None:
                 self._writer.add_scalar(key, value, values["step"])
 
     def close(self) -> None:
@@ -106,3 +110,35 @@ def find_step(folder: Path, name: str) -> int | None:
     if not name.isdecimal():
         raise CheckpointError(f"--checkpoint={name}: give latest, best or a step")
     return int(name)
+
+
+class Run(NamedTuple):
+    """What a run has made: variables {"params": ..., "batch_stats": ...} and what they are of."""
+
+    config: Config
+    variables: dict[str, Any]
+    class_names: tuple[str, ...] | None  # None in a folder of before there was classes.json
+
+
+def read_run(folder: Path, checkpoint: str = "latest") -> Run:
+    """The weights of a run, which may still be running.
+
+    Args:
+      checkpoint: "latest", "best" or a step.
+
+    Raises:
+      WorkdirError, CheckpointError: one line on what is missing or damaged.
+    """
+    try:
+        config = schema.from_json((folder / "config.json").read_text())
+        schema.validate(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise WorkdirError(f"{folder}: not the folder of a run, by its config.json") from None
+    restored = restore(folder / "checkpoints", None, find_step(folder, checkpoint))
+    if restored is None:
+        raise WorkdirError(f"{folder}: no checkpoint yet")
+    arrays = {tuple(name.split("/")): np.asarray(value) for name, value in restored.state.items()}
+    variables = {path: v for path, v in arrays.items() if path[0] in ("params", "batch_stats")}
+    names = folder / "classes.json"
+    class_names = tuple(json.loads(names.read_text())) if names.exists() else None
+    return Run(config, traverse_util.unflatten_dict(variables), class_names)

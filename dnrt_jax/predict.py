@@ -1,0 +1,170 @@
+"""Names what images show: the five most probable classes of each.
+
+    python -m dnrt_jax.predict --workdir=runs/digits IMAGE...
+    python -m dnrt_jax.predict --weights=DIR/NAME.safetensors --json IMAGE...
+
+An IMAGE is a file, a folder, which stands for the images anywhere below it, or - for a list on
+standard input, one a line. Weights come from `python -m dnrt_jax.convert`. An image that cannot be
+read is answered in one line, and the exit status is then 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnrt_jax import convert, models
+from dnrt_jax.cli import one_line_errors
+from dnrt_jax.data import augment, images
+from dnrt_jax.weights import Description, StateDict
+
+TOP = 5
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Classifier:
+    """Weights as a function: images u8[B, eval_resize, eval_resize, C] -> probabilities f32[B, K].
+
+    Raises:
+      ValueError: if the weights do not fit their description; when called, if they give a NaN.
+    """
+
+    def __init__(self, state_dict: StateDict, description: Description):
+        self.description = description
+        self.channels = len(description.mean)
+        model: Any = models.create(**description.model)
+        variables = convert.fit(state_dict, model, self.channels, adapt=False)
+        self._variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+        transform = augment.eval_transform(
+            image_size=description.model["image_size"],
+            eval_resize=description.eval_resize,
+            mean=description.mean,
+            std=description.std,
+        )
+        self._run = jax.jit(
+            lambda variables, x: jax.nn.softmax(model.apply(variables, transform(x)))
+        )
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        probs = np.asarray(self._run(self._variables, batch))
+        if not np.isfinite(probs).all():
+            raise ValueError("the weights give probabilities that are no numbers")
+        return probs
+
+    def read(self, name: str) -> np.ndarray:
+        """The image file `name` as u8[eval_resize, eval_resize, C]: its centre square.
+
+        Raises:
+          BrokenImage: one line on what is wrong with it.
+        """
+        path = Path(name)
+        if path.is_dir():
+            raise images.BrokenImage(f"{name}: no images below it ({', '.join(SUFFIXES)})")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise images.BrokenImage(f"{name}: {error.strerror}") from None
+        with images.opened(data, name) as image:
+            image = images.to_rgb(image).convert("L" if self.channels == 1 else "RGB")
+            square = np.asarray(images.fit(image, self.description.eval_resize))
+        return square.reshape(*square.shape[:2], self.channels)
+
+    def predict(self, names: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
+        """{"image", "predictions": [{"class", "index", "probability"}]} or {"image", "error"}.
+
+        One for each of `names`, in their order; the most probable class first.
+        """
+        names, rows = iter(names), 0
+        while chunk := list(islice(names, batch_size)):
+            rows = rows or len(chunk)  # a last batch, though smaller, needs no compilation
+            side = self.description.eval_resize
+            batch = np.zeros((rows, side, side, self.channels), np.uint8)
+            errors: dict[int, str] = {}
+            for i, name in enumerate(chunk):
+                try:
+                    batch[i] = self.read(name)
+                except images.BrokenImage as error:
+                    errors[i] = str(error)
+            probs = self(batch)
+            for i, name in enumerate(chunk):
+                if i in errors:
+                    yield {"image": name, "error": errors[i]}
+                else:
+                    yield {"image": name, "predictions": self._top(probs[i])}
+
+    def _top(self, probs: np.ndarray) -> list[dict[str, Any]]:
+        names = self.description.class_names or [f"class {k}" for k in range(len(probs))]
+        return [
+            {"class": names[k], "index": int(k), "probability": float(probs[k])}
+            for k in np.argsort(-probs, kind="stable")[:TOP]
+        ]
+
+
+def expand(arguments: Iterable[str]) -> Iterator[str]:
+    """Files for folders and for the list on standard input; a folder without any as it is."""
+    for argument in arguments:
+        if argument == "-":
+            lines = (line.rstrip("\n") for line in sys.stdin)
+            yield from expand(line for line in lines if line not in ("", "-"))
+        elif Path(argument).is_dir():
+            below = sorted(Path(argument).rglob("*"))
+            yield from [str(p) for p in below if p.suffix.lower() in SUFFIXES] or [argument]
+        else:
+            yield argument
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    with one_line_errors():
+        if args.workdir and not args.workdir.is_dir():
+            raise ValueError(f"--workdir={args.workdir}: no such folder")
+        state_dict, description = convert.load(args.workdir or args.weights, args.checkpoint)
+        if description is None:
+            raise ValueError(
+                f"{args.weights}: no config.json beside it that says what it is; make both with "
+                "python -m dnrt_jax.convert"
+            )
+        classifier, status = Classifier(state_dict, description), 0
+        for result in classifier.predict(expand(args.images), args.batch_size):
+            error = result.get("error")
+            status = 1 if error else status
+            if args.json:
+                print(json.dumps(result), flush=True)
+            elif error:
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                top = (f"{p['class']} {p['probability']:.1%}" for p in result["predictions"])
+                print(f"{result['image']}: {', '.join(top)}", flush=True)
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dnrt_jax.predict",
+        description="Names what images show: the five most probable classes of each.",
+        allow_abbrev=False,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="DIR", help="of a run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="made by dnrt_jax.convert")
+    parser.add_argument("--checkpoint", default="latest", help="of a run: latest, best or a step")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time; default: 32")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="file, folder, or - for a list on standard input"
+    )
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        parser.error(f"--batch_size={args.batch_size}: must be 1 or more")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Files of weights, read and written as torch state dicts.
+
+    DIR/NAME.safetensors   the tensors under their torch names, readable by PyTorch as it is
+    DIR/config.json        what a prediction needs beside them: the fields of `Description`
+
+Only .pth files need torch.
+"""
+
+import argparse
+import json
+import pickle
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+StateDict = dict[str, np.ndarray]  # by torch names
+
+CONFIG = "config.json"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What turns weights into a classifier.
+
+    model: arguments of `models.create`, at least name, num_classes, act and image_size.
+    mean, std: of each channel, for pixels in 0 .. 1.
+    eval_resize: pixels of the shorter side before the centre crop.
+    class_names: one a class, or None where they are not known.
+
+    Raises:
+      ValueError: where these do not go together.
+    """
+
+    model: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_resize: int
+    class_names: tuple[str, ...] | None
+
+    def __post_init__(self):
+        num_classes, image_size = self.model["num_classes"], self.model["image_size"]
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ValueError(f"mean={self.mean}, std={self.std}: need one value a channel, 1 or 3")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std}: must be above 0")
+        if self.eval_resize < image_size:
+            raise ValueError(f"eval_resize={self.eval_resize}: below image_size={image_size}")
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
+
+
+def read(path: Path) -> StateDict:
+    """The state dict in a .safetensors file or a torch checkpoint (.pth, .pt, .bin).
+
+    A checkpoint may hold it under "model" or "state_dict", among other things. No code in it is
+    run: only tensors, plain Python values and argparse.Namespace are let in.
+
+    Raises:
+      FileNotFoundError, ValueError: one line on the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise ValueError(f"{path}: not a file of weights; .safetensors and .pth are read")
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (
+        Exception
+    ) as error:  # SafetensorError derives from Exception; unknown dtypes raise others
+        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
+
+
+def _read_torch(path: Path) -> StateDict:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path}: needs PyTorch to be read: pip install 'dnrt_jax[torch]'"
+        ) from None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"{path}: refused, it holds {found[1] if found else 'something unknown'}; "
+            "only tensors, plain values and argparse.Namespace are let in"
+        ) from None
+    except Exception as error:  # what a damaged file makes the reader stumble over
+        reason = str(error).partition(".")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a whole torch checkpoint ({reason})") from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
+    ):
+        raise ValueError(
+            f"{path}: no state dict {{name: tensor}} in it, nor under 'model' or 'state_dict'"
+        )
+    wrapped = all(name.startswith("module.") for name in content)  # by DistributedDataParallel
+    # numpy has no bfloat16; float32 holds the same values.
+    return {
+        name.removeprefix("module.") if wrapped else name: (
+            value.float() if value.dtype == torch.bfloat16 else value
+        )
+        .detach()
+        .numpy()
+        for name, value in content.items()
+    }
+
+
+def read_description(path: Path) -> Description | None:
+    """What config.json says of the weights `path` beside it; None if it is not theirs, or absent.
+
+    Raises:
+      ValueError: for a damaged config.json.
+    """
+    config = path.with_name(CONFIG)
+    try:
+        content = json.loads(config.read_text())
+        described = path.with_name(content["weights"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if described != path and described.exists():
+        return None
+    try:
+        return Description(
+            model={k: tuple(v) if isinstance(v, list) else v for k, v in content["model"].items()},
+            mean=tuple(content["mean"]),
+            std=tuple(content["std"]),
+            eval_resize=content["eval_resize"],
+            class_names=content["class_names"] and tuple(content["class_names"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{config}: damaged ({error}); convert the weights again") from None
+
+
+def write(path: Path, state_dict: StateDict, description: Description) -> None:
+    """Writes `path` and the config.json beside it; a file of before is replaced or left whole.
+
+    Raises:
+      ValueError: unless `path` ends in .safetensors, or if a config.json there is another's.
+      OSError: as the file system says.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: the weights' name must end in .safetensors")
+    config = path.with_name(CONFIG)
+    if config.exists() and read_description(path) is None:
+        raise ValueError(f"{config}: belongs to something else; write to a folder of its own")
+    # safetensors writes the memory of an array as it lies, whatever the strides.
+    tensors = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
+    content = {"weights": path.name, **asdict(description)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finals = path, config
+    besides = [final.with_name(f"{final.name}.tmp") for final in finals]
+    try:
+        safetensors.numpy.save_file(tensors, besides[0])
+        besides[1].write_text(json.dumps(content, indent=2) + "\n")
+        for beside, final in zip(besides, finals, strict=True):
+            beside.replace(final)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    finally:
+        for beside in besides:
+            beside.unlink(missing_ok=True)
