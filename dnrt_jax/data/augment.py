@@ -182,9 +182,7 @@ def _random_resized_crop(key, image, size, area, aspect, bicubic):
     box_key, filter_key = jax.random.split(key)
     height, width, _ = image.shape
     box = random_crop_box(box_key, height, width, area, aspect)
-    return resample.resized_crop(
-        image, box, (size, size), jax.random.bernoulli(filter_key, bicubic)
-    )
+    return resample.resized_crop(image, box, size, jax.random.bernoulli(filter_key, bicubic))
 
 
 def _pad_and_crop(key, image, size, pad):

@@ -7,10 +7,9 @@ import inspect
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
+from dnrt_jax import cli
 from dnrt_jax import config as schema
 from dnrt_jax.config import Config
 from dnrt_jax.data import augment, datasets, loader
@@ -151,15 +151,13 @@ OUT = flags.DEFINE_string("out", "preview.png", "the picture: .png, .pdf, .svg .
 
 def main(argv: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
-    try:
+    with cli.one_line_errors():
         config = CONFIG.value
         if len(argv) > 1 or config is None:
             raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
         schema.validate(config)
         grid = rows(config)
         draw(grid, _title(config), OUT.value)
-    except (ValueError, OSError) as error:
-        _fail(error)
     print(f"{OUT.value}: {len(grid)} classes")
 
 
@@ -170,16 +168,13 @@ def _title(config: Config) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as error:
-        _fail(f"--config: no such field: {error}")
-    except Exception as error:  # a config file is code: it may raise anything
-        _fail(error)
-
-
-def _fail(error: object) -> NoReturn:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    with cli.one_line_errors():
+        try:
+            return flags.FLAGS(argv)
+        except AttributeError as error:
+            raise ValueError(f"--config: no such field: {error}") from error
+        except Exception as error:  # a config file is code: it may raise anything
+            raise ValueError(str(error)) from error
 
 
 if __name__ == "__main__":

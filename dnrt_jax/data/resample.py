@@ -33,13 +33,14 @@ def _to_uint8(x: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor(x + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def resized_crop(
-    image: jax.Array, box: jax.Array, size: tuple[int, int], bicubic: jax.Array | bool
-) -> jax.Array:
-    """The box i32[4] = (top, left, height, width) of u8[H, W, C], resized to u8[*size, C]."""
+def resized_crop(image: jax.Array, box: jax.Array, size: int, bicubic: jax.Array) -> jax.Array:
+    """The box i32[4] = (top, left, height, width) of u8[H, W, C], resized to u8[size, size, C].
+
+    Antialiased bilinear, or bicubic where `bicubic` bool[] is true; within a level of Pillow.
+    """
     top, left, height, width = box
-    rows = _resize_weights(top, height, bicubic, image.shape[0], size[0])
-    columns = _resize_weights(left, width, bicubic, image.shape[1], size[1])
+    rows = _resize_weights(top, height, bicubic, image.shape[0], size)
+    columns = _resize_weights(left, width, bicubic, image.shape[1], size)
     # Pillow's order: columns, rounded, then rows. The default precision of accelerators (bfloat16,
     # TF32) is too coarse for 256 grey levels.
     wide = jnp.einsum("sx,hxc->hsc", columns, image.astype(jnp.float32), precision="highest")

@@ -32,7 +32,7 @@ def constant(images, draws):
 
 @jax.jit
 def resized_crop(images, box, bicubic):
-    return jax.vmap(lambda image: resample.resized_crop(image, box, (32, 32), bicubic))(images)
+    return jax.vmap(lambda image: resample.resized_crop(image, box, 32, bicubic))(images)
 
 
 def draws(op, magnitude=9.0, sign=1.0, bicubic=False, count=4) -> Draw:
