@@ -15,6 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dnrt_jax import config as schema
+from dnrt_jax.cli import one_line_errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
@@ -38,13 +39,8 @@ def main(argv: list[str]) -> None:
         schema.validate(config)
     except Exception as error:  # a file that failed to load answers so at its first use
         _fail(_explain(str(error), sys.argv))
-    try:
-        status = _run(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("DNRT_TRACEBACK"):
-            raise
-        _fail(error)
-    sys.exit(status)
+    with one_line_errors():
+        sys.exit(_run(config))
 
 
 def _run(config) -> int:
@@ -56,13 +52,15 @@ def _run(config) -> int:
     from dnrt_jax.workdir import Workdir
 
     workdir = Workdir(WORKDIR.value or Path("runs") / Path(_config_path()).stem)
+    with workdir.removed_on_error():
+        if checkpoint.steps(workdir.checkpoints):
+            old = schema.from_json((workdir.path / "config.json").read_text())
+            schema.check_resume(old, config, ALLOW_CHANGE.value)
+        described = problem.load(config)
+        if EVAL_ONLY.value:
+            return _evaluate(described, workdir)
+        shapes = jax.eval_shape(problem.programs(described).create)
     stop = train.Stop()
-    if checkpoint.steps(workdir.checkpoints):
-        old = schema.from_json((workdir.path / "config.json").read_text())
-        schema.check_resume(old, config, ALLOW_CHANGE.value)
-    described = problem.load(config)
-    if EVAL_ONLY.value:
-        return _evaluate(described, workdir)
     total = described.total_steps
     summary = workdir.read_json("summary.json")
     if summary and summary["step"] == total:
@@ -70,7 +68,6 @@ def _run(config) -> int:
         return 0
     workdir.write_json("config.json", config.to_dict())
     workdir.write_json("classes.json", described.train.class_names)
-    shapes = jax.eval_shape(problem.programs(described).create)
     print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
     print(
         f"{config.data.name}: {len(described.train.labels)} training and "

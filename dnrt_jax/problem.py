@@ -105,6 +105,9 @@ def programs(problem: Problem) -> Programs:
         use_arr=config.arr.weight > 0,
     )
     transform = augment.train_transform(**_pick(config.data, TRAIN_FIELDS))
+    images = problem.train.images[: config.train.batch_size]
+    # Images that the transform or the model cannot take are better answered before compiling.
+    jax.eval_shape(transform, jax.random.split(step_key, len(images)), images)
     step = steps.train_step(problem.model, tx, config.arr, transform, step_key)
     whole, split = parallel.replicated(problem.mesh), parallel.split(problem.mesh)
     order = parallel.split(problem.mesh, axis=1)

@@ -7,7 +7,10 @@ and TensorBoard event files
 import fcntl
 import json
 import os
+import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,7 @@ class Workdir:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self.checkpoints = self.path / "checkpoints"
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -49,6 +53,16 @@ class Workdir:
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
         self._writer: tensorboardX.SummaryWriter | None = None
+
+    @contextmanager
+    def removed_on_error(self) -> Iterator[None]:
+        """Around what may find that there is no run: takes a folder away that was made for it."""
+        try:
+            yield
+        except BaseException:
+            if self._is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
