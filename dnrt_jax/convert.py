@@ -12,7 +12,6 @@ import ast
 import logging
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,7 +230,7 @@ def count_classes(state_dict: StateDict, model: Mapping[str, Any], channels: int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(format="%(message)s")
     with one_line_errors():
         args, fields = _parse(argv)
         state_dict, known = load(args.source, args.checkpoint)
@@ -299,7 +298,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument("--class_names", type=Path, metavar="FILE", help="one a line")
     for field, kind in fields.items():
         parser.add_argument(f"--{field}", type=kind, default=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        hint = "" if name else "; fields of a model need --model=NAME"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args, {field: getattr(args, field) for field in fields if field in args}
 
 

@@ -10,6 +10,7 @@ read is answered in one line, and the exit status is then 1.
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -122,6 +123,7 @@ def expand(arguments: Iterable[str]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
+    logging.basicConfig(format="%(message)s")
     with one_line_errors():
         if args.workdir and not args.workdir.is_dir():
             raise ValueError(f"--workdir={args.workdir}: no such folder")

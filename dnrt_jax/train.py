@@ -128,13 +128,13 @@ def _start(fns: Programs, problem: Problem, workdir: Workdir):
     restored = restore(problem, workdir)
     if restored is None:
         workdir.rewind(0)
-        return _initial(fns, problem), 0, {}
+        return initial_state(fns, problem), 0, {}
     logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
     workdir.rewind(restored.step)
     return restored.state, restored.step, restored.extra["window"]
 
 
-def _initial(fns: Programs, problem: Problem):
+def initial_state(fns: Programs, problem: Problem):
     """The state at step 0, with the weights of `config.init_from` where that is set."""
     state, source = fns.create(), problem.config.init_from
     if not source:
