@@ -51,7 +51,9 @@ def test_twelve_steps_are_the_authors(dtype, relative):
             (loss, (targets, centroids)), grads = run(step, labels, centroids)
             assert_close(loss, golden["loss"][t], relative)
             assert_close(np.stack(targets), golden["targets"][t], relative)
-            np.testing.assert_array_equal(np.stack(grads), golden["grad_responses"][t].astype(dtype))
+            np.testing.assert_array_equal(
+                np.stack(grads), golden["grad_responses"][t].astype(dtype)
+            )
             wanted = golden["class_means_after"][t]
             seen = ~np.isnan(wanted[0, :, 0])
             np.testing.assert_array_equal(centroids.count > 0, seen)
@@ -75,7 +77,9 @@ def test_the_centroid_rule_is_the_mean_of_the_sequential_over_orders():
     rng = np.random.default_rng(1)
     x, labels = rng.standard_normal((3, 4), np.float32), np.zeros(3, np.int32)
     for count in (0, 7):  # never seen, and seen
-        start = arr.Centroids(jnp.asarray(rng.standard_normal((1, 4))) * (count > 0), jnp.array([count]))
+        start = arr.Centroids(
+            jnp.asarray(rng.standard_normal((1, 4))) * (count > 0), jnp.array([count])
+        )
         orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
         means = [arr.update(start, x[o], labels, momentum=M)[1].mean for o in orders]
         ours = arr.update(start, x, labels, momentum=M, rule="centroid")[1]
@@ -101,12 +105,16 @@ def test_a_sample_of_a_never_seen_class_costs_nothing_and_pulls_nothing(rule, ta
     x, labels = jnp.array([[2.0, -1.0], [0.0, 3.0]]), jnp.array([0, 1])
 
     def loss(x):
-        return arr.loss(x, arr.update(arr.init(x, 3), x, labels, momentum=M, rule=rule, target=target)[0])
+        return arr.loss(
+            x, arr.update(arr.init(x, 3), x, labels, momentum=M, rule=rule, target=target)[0]
+        )
 
     value, grad = jax.value_and_grad(loss)(x)
     assert value == 0
     assert (grad == 0).all()
-    value, grad = jax.value_and_grad(lambda x: arr.loss(x, arr.lookup(arr.init(x, 3), x, labels)))(x)
+    value, grad = jax.value_and_grad(lambda x: arr.loss(x, arr.lookup(arr.init(x, 3), x, labels)))(
+        x
+    )
     assert value == 0
     assert (grad == 0).all()
 
@@ -115,7 +123,9 @@ def test_no_gradient_flows_into_targets(batches):
     responses, labels = batches[0]
 
     def targets_sum(responses, rule):
-        targets, centroids = arr.update(arr.init(responses, K), responses, labels, momentum=M, rule=rule)
+        targets, centroids = arr.update(
+            arr.init(responses, K), responses, labels, momentum=M, rule=rule
+        )
         return sum(x.sum() for x in jax.tree.leaves((targets, centroids.mean)))
 
     for rule in RULES:
@@ -190,7 +200,8 @@ def test_bfloat16_responses_have_float32_centroids_and_loss(batches):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("rule", "mean"), ("target", "next"), ("momentum", 1.5), ("momentum", -0.1)]
+    ("option", "value"),
+    [("rule", "mean"), ("target", "next"), ("momentum", 1.5), ("momentum", -0.1)],
 )
 def test_bad_options_are_named(batches, option, value):
     responses, labels = batches[0]

@@ -77,7 +77,11 @@ def test_leading_dimensions_are_a_batch(x):
 
 @pytest.mark.parametrize(
     ("shift", "shapes"),
-    [("vector", {"w": (6,), "b": ()}), ("scalar", {"b": ()}), ("element", {"w": (6, 6), "b": (6,)})],
+    [
+        ("vector", {"w": (6,), "b": ()}),
+        ("scalar", {"b": ()}),
+        ("element", {"w": (6, 6), "b": (6,)}),
+    ],
 )
 @pytest.mark.parametrize("base", ["gelu", "relu"])
 def test_the_layer_starts_at_zero(x, shift, shapes, base):

@@ -36,11 +36,16 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
     """
     _check("model", name, registry())
     _check("activation", act, activations.names())
-    constructor = registry()[name]
-    fields = set(getattr(constructor, "func", constructor).__dataclass_fields__)
     for keyword in kwargs:
-        _check(f"keyword of model {name}:", keyword, fields - {"parent", "name"})
-    return constructor(num_classes=num_classes, act=act, **kwargs)
+        _check(f"keyword of model {name}:", keyword, fields(name))
+    return registry()[name](num_classes=num_classes, act=act, **kwargs)
+
+
+def fields(name: str) -> list[str]:
+    """The keywords that the model `name` takes."""
+    constructor = registry()[name]
+    members = getattr(constructor, "func", constructor).__dataclass_fields__
+    return [field for field in members if field not in ("parent", "name")]
 
 
 def _check(what: str, value: str, known) -> None:
