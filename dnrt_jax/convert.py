@@ -28,6 +28,8 @@ from dnrt_jax.data import images
 from dnrt_jax.weights import Description, StateDict
 
 FlaxPath = tuple[str, ...]
+Arrays = dict[FlaxPath, np.ndarray]
+Shapes = dict[FlaxPath, tuple[int, ...]]
 
 LEAVES = {
     "kernel": "weight",
@@ -104,38 +106,26 @@ def fit(
     wanted = _flat_shapes(model, channels)
     names = {path: _torch_name(path, wanted) for path in wanted}
     rest = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    missing = [path for path, name in names.items() if name not in rest]
     values = {
-        path: _from_torch_layout(path[-1], rest.pop(names[path]), shape)
-        for path, shape in wanted.items()
-        if path not in missing
+        path: _from_torch_layout(path[-1], rest.pop(name), wanted[path])
+        for path, name in names.items()
+        if name in rest
     }
     notes = []
     raa = [path for path in wanted if path[-1] in RAA_LEAVES]
-    if raa and set(raa) <= set(missing):
+    if raa and not any(path in values for path in raa):
         values |= {path: np.zeros(wanted[path], np.float32) for path in raa}
-        missing = [path for path in missing if path not in raa]
         notes.append("no RAA parameters, they start at zero (raa as GELU, raa_relu as ReLU)")
-    misfits = [path for path in values if values[path].shape != wanted[path]]
-    if misfits and adapt:
-        head = _head(model, channels)
-        for path in misfits:
-            old, new = values[path].shape, wanted[path]
-            if path[-1].startswith(("pos_embed", "patch_pos")) and len(old) == 3:
-                values[path] = resample_positions(values[path], new[1])
-                notes.append(f"{names[path]} resampled from {old[1]} to {new[1]} tokens")
-            elif path in head and old[:-1] == new[:-1]:
-                values[path] = np.zeros(new, values[path].dtype)
-                notes.append(f"{names[path]} zero, for {new[-1]} classes instead of {old[-1]}")
-        misfits = [path for path in values if values[path].shape != wanted[path]]
+    if adapt:
+        notes += _adapt(values, wanted, model, channels)
 
     problems = {
-        "missing": [names[path] for path in missing],
+        "missing": [name for path, name in names.items() if path not in values],
         "left over": list(rest),
         "of another shape": [
-            f"{name} {list(state_dict[name].shape)}, not {list(_torch_shape(path, wanted[path]))}"
-            for path, name in names.items()
-            if path in misfits
+            f"{names[path]} {list(state_dict[names[path]].shape)}, "
+            f"not {list(_to_torch_layout(path[-1], np.broadcast_to(0.0, wanted[path])).shape)}"
+            for path in _misfits(values, wanted)
         ],
     }
     if any(problems.values()):
@@ -146,13 +136,29 @@ def fit(
     return traverse_util.unflatten_dict(values)
 
 
-def _flat_shapes(model: nn.Module, channels: int) -> dict[FlaxPath, tuple[int, ...]]:
+def _adapt(values: Arrays, wanted: Shapes, model: nn.Module, channels: int) -> list[str]:
+    """Puts resampled positions and a zero head into `values` where they do not fit; says which."""
+    notes = []
+    if misfits := _misfits(values, wanted):
+        head = _head(model, channels)
+        for path in misfits:
+            name, old, new = _torch_name(path, wanted), values[path].shape, wanted[path]
+            if path[-1].startswith(("pos_embed", "patch_pos")) and old[::2] == new[::2]:
+                values[path] = resample_positions(values[path], new[1])
+                notes.append(f"{name} resampled from {old[1]} to {new[1]} tokens")
+            elif path in head and old[:-1] == new[:-1]:
+                values[path] = np.zeros(new, values[path].dtype)
+                notes.append(f"{name} zero, for {new[-1]} classes instead of {old[-1]}")
+    return notes
+
+
+def _misfits(values: Arrays, wanted: Shapes) -> list[FlaxPath]:
+    return [path for path in wanted if path in values and values[path].shape != wanted[path]]
+
+
+def _flat_shapes(model: nn.Module, channels: int) -> Shapes:
     flat: dict[FlaxPath, Any] = traverse_util.flatten_dict(shapes(model, channels))
     return {path: array.shape for path, array in flat.items()}
-
-
-def _torch_shape(path: FlaxPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return _to_torch_layout(path[-1], np.broadcast_to(0.0, shape)).shape
 
 
 def _head(model: nn.Module, channels: int) -> list[FlaxPath]:
@@ -310,14 +316,8 @@ def _fields(model_name: str) -> dict[str, Callable[[str], Any]]:
     example = models.create(model_name, num_classes=1)
     defaults = {field: getattr(example, field) for field in models.fields(model_name)}
     del defaults["dtype"]  # a matter of the computation
-    kinds = {
-        int: int,
-        float: float,
-        str: str,
-        bool: _literal,
-        tuple: _literal,
-        type(None): _literal,
-    }
+    as_is: Any = {kind: kind for kind in (int, float, str)}
+    kinds = as_is | dict.fromkeys((bool, tuple, type(None)), _literal)
     return {field: kinds[type(x)] for field, x in defaults.items() if type(x) in kinds}
 
 
