@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 StateDict = dict[str, np.ndarray]  # by torch names
@@ -167,12 +166,10 @@ def write(path: Path, state_dict: StateDict, description: Description) -> None:
     finals = path, config
     besides = [final.with_name(f"{final.name}.tmp") for final in finals]
     try:
-        safetensors.numpy.save_file(tensors, besides[0])
+        besides[0].write_bytes(safetensors.numpy.save(tensors))
         besides[1].write_text(json.dumps(content, indent=2) + "\n")
         for beside, final in zip(besides, finals, strict=True):
             beside.replace(final)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path}: {error}") from None
     finally:
         for beside in besides:
             beside.unlink(missing_ok=True)
