@@ -48,7 +48,7 @@ def _run(config) -> int:
     import jax
     from clu import parameter_overview
 
-    from dnrt_jax import checkpoint, problem, train
+    from dnrt_jax import checkpoint, feed, problem, train
     from dnrt_jax.workdir import Workdir
 
     workdir = Workdir(WORKDIR.value or Path("runs") / Path(_config_path()).stem)
@@ -70,8 +70,8 @@ def _run(config) -> int:
     workdir.write_json("classes.json", described.train.class_names)
     print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
     print(
-        f"{config.data.name}: {len(described.train.labels)} training and "
-        f"{len(described.test.labels)} test images of {len(described.train.class_names)} classes; "
+        f"{config.data.name}: {feed.size(described.train)} training and "
+        f"{feed.size(described.test)} test images of {len(described.train.class_names)} classes; "
         f"{total} steps on {jax.device_count()} x {jax.devices()[0].device_kind}; {workdir.path}",
         flush=True,
     )

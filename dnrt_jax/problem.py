@@ -1,7 +1,6 @@
 """What a config describes, ready to run: data, model, mesh, durations, compiled programs."""
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import metrics, models, optim, parallel
+from dnrt_jax import feed, metrics, models, optim, parallel
 from dnrt_jax import state as train_state
 from dnrt_jax import step as steps
 from dnrt_jax.config import Config
@@ -30,8 +29,8 @@ class NonFiniteError(RuntimeError):
 
 class Problem(NamedTuple):
     config: Config
-    train: datasets.Dataset
-    test: datasets.Dataset
+    train: feed.Split
+    test: feed.Split
     model: nn.Module
     mesh: jax.sharding.Mesh
     epoch_steps: int
@@ -51,12 +50,8 @@ def load(config: Config) -> Problem:
       ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
     """
     data = config.data
-    folder = data.dir or os.environ.get("DATA_DIR", "data")
-    read = partial(
-        datasets.load, data.name, folder, image_size=data.image_size, on_error=data.on_error
-    )
-    train, test = read("train", imbalance=data.imbalance), read("test")
-    size, channels = len(train.labels), train.images.shape[-1]
+    train, test = feed.read(config, "train"), feed.read(config, "test")
+    size, channels = feed.size(train), feed.channels(train)
     if channels != len(data.mean):
         raise schema.ConfigError(
             f"config.data.mean={tuple(data.mean)}: the images have {channels} channels"
@@ -82,42 +77,52 @@ def load(config: Config) -> Problem:
 
 
 class Programs(NamedTuple):
-    """create() -> state; run: see `step.train_steps`; rate(step) -> learning rate."""
+    """create() -> state; step(state, batch) -> (state, values); rate(step) -> learning rate."""
 
     create: Callable[[], train_state.TrainState]
-    run: Callable[..., tuple[train_state.TrainState, steps.Values]]
+    step: feed.Step
     rate: optim.Schedule
 
 
 def programs(problem: Problem) -> Programs:
-    config = problem.config
+    """Builds them; compiles nothing.
+
+    Raises:
+      ValueError: if the transforms cannot make what the model takes of the images.
+    """
+    config, data = problem.config, problem.config.data
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     rate = optim.schedule(config.optim, problem.total_steps, problem.epoch_steps)
     tx = optim.create(config.optim, rate)
-    size, channels = config.data.image_size, problem.train.images.shape[-1]
+    channels, num_classes = feed.channels(problem.train), len(problem.train.class_names)
     create = partial(
         train_state.create,
         problem.model,
         tx,
-        (1, size, size, channels),
+        (1, data.image_size, data.image_size, channels),
         init_key,
-        num_classes=len(problem.train.class_names),
+        num_classes=num_classes,
         use_arr=config.arr.weight > 0,
     )
-    transform = augment.train_transform(**_pick(config.data, TRAIN_FIELDS))
-    images = problem.train.images[: config.train.batch_size]
-    # Images that the transform or the model cannot take are better answered before compiling.
-    jax.eval_shape(transform, jax.random.split(step_key, len(images)), images)
-    step = steps.train_step(problem.model, tx, config.arr, transform, step_key)
-    whole, split = parallel.replicated(problem.mesh), parallel.split(problem.mesh)
-    order = parallel.split(problem.mesh, axis=1)
-    run = jax.jit(
-        steps.train_steps(step, split),
-        in_shardings=(whole, whole, order, order, None),
-        out_shardings=whole,
-        donate_argnums=0,
+    options = _pick(data, TRAIN_FIELDS)
+    if feed.crops_on_host(problem.train, config):
+        options["crop"] = "none"
+    transform = augment.train_transform(**options)
+    if isinstance(problem.train, datasets.Dataset):
+        # Images that the transform cannot take are better answered before compiling.
+        image = problem.train.images[:1]
+        jax.eval_shape(transform, jax.random.split(step_key, 1), image)
+    mixing = [mix for mix in (augment.mixup, augment.cutmix) if data[mix.__name__]]
+    step = steps.train_step(
+        problem.model,
+        tx,
+        config,
+        transform,
+        [partial(mix, alpha=data[mix.__name__]) for mix in mixing],
+        step_key,
     )
-    return Programs(jax.jit(create, out_shardings=whole), run, rate)
+    whole = parallel.replicated(problem.mesh)
+    return Programs(jax.jit(create, out_shardings=whole), step, rate)
 
 
 def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, Any]]:
@@ -126,23 +131,16 @@ def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, 
     Raises:
       NonFiniteError: when called, if a logit is NaN or infinite.
     """
-    config, size = problem.config, len(problem.test.labels)
+    config = problem.config
     transform = augment.eval_transform(**_pick(config.data, EVAL_FIELDS))
     num_classes = len(problem.test.class_names)
-    step = steps.eval_step(problem.model, config.arr, transform, num_classes)
-    split = parallel.split(problem.mesh)
-
-    @partial(jax.jit, in_shardings=(None, None, split, split))
-    def run(state, data, indices, mask):
-        return step(state, steps.take(data, indices, mask, split))
-
-    data = on_device(problem.test, problem.mesh)
+    step = jax.jit(steps.eval_step(problem.model, config.arr, transform, num_classes))
+    batches = feed.test_batches(problem.test, config, problem.mesh)
 
     def evaluate(state):
         sums: dict[str, Any] = {}
-        for start in range(0, size, config.eval.batch_size):
-            positions = np.arange(start, start + config.eval.batch_size, dtype=np.int32)
-            out = run(state, data, np.minimum(positions, size - 1), positions < size)
+        for batch in batches():
+            out = jax.device_get(step(state, batch))
             sums = {k: sums.get(k, 0) + np.asarray(v, np.float64) for k, v in out.items()}
         if bad := int(sums["non_finite"]):
             raise NonFiniteError(
@@ -153,11 +151,6 @@ def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, 
         return values | {"confusion": sums["confusion"].astype(np.int64)}
 
     return evaluate
-
-
-def on_device(dataset: datasets.Dataset, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    data = {"image": dataset.images, "label": dataset.labels}
-    return jax.device_put(data, parallel.replicated(mesh))
 
 
 def _pick(section: Config, fields: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A batch is a dict: image uint8[B, H, W, C], label i32[B], mask bool[B] (False rows only pad it).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,25 +18,37 @@ from dnrt_jax.state import TrainState
 
 Batch = dict[str, Array]
 Values = dict[str, Array]
+Mix = Callable[[Array, Array, Array], tuple[Array, Array]]  # as augment.mixup, less its alpha
 
 
 def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    arr_config: Config,
+    config: Config,
     transform: Callable[[Array, Array], Array],
+    mixing: Sequence[Mix],
     key: Array,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Values]]:
     """Makes step(state, batch) -> (state, values); values are f32[] by name.
 
-    All randomness comes from (key, state.step, position in the batch). A step whose loss or
-    gradient is not finite changes nothing but `state.step`; its values tell.
+    All randomness comes from (key, state.step, position in the batch). Of several ways of `mixing`
+    images and label probabilities, as mixup, each batch takes one. A step whose loss or gradient is
+    not finite changes nothing but `state.step`; its values tell.
     """
+    soft = bool(mixing or config.loss.label_smoothing)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        augment_key, dropout_key, mix_key, choice_key = keys
         labels, mask = batch["label"], batch["mask"]
         images = transform(jax.random.split(augment_key, labels.shape[0]), batch["image"])
+        probs = None
+        if soft:
+            probs = jax.nn.one_hot(labels, model.num_classes)
+            probs = optax.smooth_labels(probs, config.loss.label_smoothing)
+        if mixing:
+            choice = jax.random.randint(choice_key, (), 0, len(mixing))
+            images, probs = jax.lax.switch(choice, mixing, mix_key, images, probs)
 
         def loss_fn(params):
             logits, updates = model.apply(
@@ -48,7 +60,7 @@ def train_step(
                 if state.centroids is None
                 else ["batch_stats", "responses"],
             )
-            loss_ce = _mean(cross_entropy(logits, labels), mask)
+            loss_ce = _mean(cross_entropy(logits, labels if probs is None else probs), mask)
             values = {"loss_ce": loss_ce, "acc": _mean(logits.argmax(-1) == labels, mask)}
             centroids = None
             loss = loss_ce
@@ -57,15 +69,15 @@ def train_step(
                     state.centroids,
                     updates["responses"],
                     labels,
-                    momentum=arr_config.momentum,
-                    rule=arr_config.rule,
-                    target=arr_config.target,
+                    momentum=config.arr.momentum,
+                    rule=config.arr.rule,
+                    target=config.arr.target,
                     mask=mask,
                 )
                 values["loss_arr"] = arr.loss(
-                    updates["responses"], targets, mask=mask, average=arr_config.average
+                    updates["responses"], targets, mask=mask, average=config.arr.average
                 )
-                loss += arr_config.weight * values["loss_arr"]
+                loss += config.arr.weight * values["loss_arr"]
             return loss, (values, updates.get("batch_stats", {}), centroids)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -143,6 +155,9 @@ def take(data: dict[str, Array], indices: Array, mask: Array, sharding: Any) -> 
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
+    """f32[B] of logits [B, K] and labels i32[B], or their probabilities f32[B, K]."""
+    if labels.ndim == 2:
+        return optax.softmax_cross_entropy(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

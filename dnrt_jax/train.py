@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from dnrt_jax import checkpoint, convert, parallel, plots
+from dnrt_jax import checkpoint, convert, feed, parallel, plots
 from dnrt_jax import config as schema
-from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, on_device, programs
+from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, programs
 from dnrt_jax.progress import Progress
 from dnrt_jax.workdir import Workdir, best_record
 
@@ -41,18 +40,6 @@ class Stop:
         logging.warning("%s: saving, then ending; again to end now", signal.Signals(number).name)
 
 
-def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images of an epoch, i32[steps, batch], and the mask bool[steps, batch] of real rows.
-
-    Every image occurs once. The last batch is filled up with images from the epoch's beginning:
-    masked out of losses and means, but real ones, for the sake of batch statistics.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
-    padded = math.ceil(size / batch_size) * batch_size
-    indices = np.resize(order, padded).reshape(-1, batch_size)
-    return indices, (np.arange(padded) < size).reshape(-1, batch_size)
-
-
 def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None:
     """Trains from the newest checkpoint, or from the start, to the end.
 
@@ -65,24 +52,19 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
     config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
     fns, evaluate = programs(problem), evaluator(problem)
     state, step, window = _start(fns, problem, workdir)
-    data = on_device(problem.train, problem.mesh)
+    images = feed.training(problem.train, config, fns.step, problem.mesh)
     log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
     eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
-    images = (len(problem.train.labels), config.train.batch_size, config.seed)
     best_step = _best_step(workdir)
     progress = Progress(step, total, config.train.batch_size)
 
     while step < total and not stop.signal:
-        epoch = step // epoch_steps
-        indices, mask = epoch_order(*images, epoch)
         ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
         count = min(dispatch, total - step, *(end - step for end in ends))
-        rows = np.arange(step, step + dispatch) % epoch_steps  # of which `count` are run
         with progress.timed(count):
-            state, values = fns.run(state, data, indices[rows], mask[rows], count)
-            values = jax.device_get(values)  # waits for the device
+            state, values = images.run(state, step, count)
         for name, column in values.items():
-            window.setdefault(name, []).extend(column[:count].astype(float).tolist())
+            window.setdefault(name, []).extend(column.astype(float).tolist())
         _check_finite(window, step + count)
         step += count
 

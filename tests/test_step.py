@@ -41,7 +41,7 @@ def test_36_steps_are_the_authors_trajectory():
         means = jax.tree.map(lambda x: x.astype(jnp.float64), state.centroids.mean)
         centroids = state.centroids._replace(mean=means)
         state = state.replace(params=params, opt_state=tx.init(params), centroids=centroids)
-        step = jax.jit(steps.train_step(model, tx, c.arr, as_is, jax.random.key(0)))
+        step = jax.jit(steps.train_step(model, tx, c, as_is, [], jax.random.key(0)))
         log = {name: [] for name in ("loss_ce", "loss_arr", "loss", "grad_norm")}
         for i in range(total):
             rows = slice(i % epoch_steps * batch_size, (i % epoch_steps + 1) * batch_size)
@@ -69,7 +69,7 @@ def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
     state = train_state.create(
         model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=arr_weight > 0
     )
-    return model, steps.train_step(model, tx, c.arr, as_is, jax.random.key(1)), state, c
+    return model, steps.train_step(model, tx, c, as_is, [], jax.random.key(1)), state, c
 
 
 def batch_of(size, seed=0):
@@ -191,7 +191,7 @@ def test_bfloat16_computes_and_float32_keeps():
     state = train_state.create(
         model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=True
     )
-    state, values = jax.jit(steps.train_step(model, tx, c.arr, as_is, jax.random.key(1)))(
+    state, values = jax.jit(steps.train_step(model, tx, c, as_is, [], jax.random.key(1)))(
         state, batch_of(8)
     )
     dtypes = {x.dtype for x in jax.tree.leaves((state.params, state.centroids.mean, values))}

@@ -1,0 +1,183 @@
+"""How the images of a split reach the devices: from memory, or as a stream of decoded batches."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dnrt_jax import config as schema
+from dnrt_jax import parallel
+from dnrt_jax import step as steps
+from dnrt_jax.config import Config
+from dnrt_jax.data import datasets, loader
+from dnrt_jax.state import TrainState
+
+Split = datasets.Dataset | datasets.Source
+Step = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Values]]
+
+
+def read(config: Config, split: str) -> Split:
+    """The "train" or "test" split: in memory, or a source to be streamed where it is too large.
+
+    Raises:
+      ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
+    """
+    data = config.data
+    folder = Path(data.dir or os.environ.get("DATA_DIR", "data")).expanduser()
+    if data.loader != "memory":
+        source = datasets.find(data.name, folder, split)
+        large = source is not None and loader.is_large(source, data.image_size)
+        if source is None and data.loader == "stream":
+            raise schema.ConfigError(
+                f"config.data.loader='stream': {data.name} is neither a folder nor prepared"
+            )
+        if source is not None and (large or data.loader == "stream"):
+            if data.imbalance:
+                raise schema.ConfigError(
+                    f"config.data.imbalance={data.imbalance}: only for data in memory"
+                )
+            return source
+    return datasets.load(
+        data.name,
+        folder,
+        split,
+        image_size=data.image_size,
+        imbalance=data.imbalance,
+        on_error=data.on_error,
+    )
+
+
+def size(split: Split) -> int:
+    """How many images."""
+    return len(split.labels) if isinstance(split, datasets.Dataset) else len(split)
+
+
+def channels(split: Split) -> int:
+    return split.images.shape[-1] if isinstance(split, datasets.Dataset) else 3
+
+
+def crops_on_host(split: Split, config: Config) -> bool:
+    """Whether training images arrive cropped: the crop decides what is decoded of a large image."""
+    return not isinstance(split, datasets.Dataset) and config.data.crop == "random_resized"
+
+
+def stream(split: datasets.Source, config: Config, *, train: bool, **options: Any) -> loader.Stream:
+    """Batches of decoded squares, ready for the transforms on the device."""
+    data = config.data
+    crop = loader.RandomResizedCrop(data.crop_area, data.crop_aspect, data.interpolation)
+    defaults = {
+        "batch_size": config.train.batch_size if train else config.eval.batch_size,
+        "side": data.image_size if train else data.eval_resize,
+        "crop": crop if train and crops_on_host(split, config) else None,
+        "shuffle": train,
+        "seed": config.seed,
+        "workers": data.workers,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "on_error": data.on_error,
+    }
+    return loader.Stream(split, **(defaults | options))
+
+
+class FromMemory:
+    """The training split lies on the devices; one program takes many steps a dispatch."""
+
+    def __init__(self, split: datasets.Dataset, config: Config, step: Step, mesh: Mesh):
+        self._count, self._config = len(split.labels), config
+        self._data = _on_device(split, mesh)
+        whole, order = parallel.replicated(mesh), parallel.split(mesh, axis=1)
+        self._run = jax.jit(
+            steps.train_steps(step, parallel.split(mesh)),
+            in_shardings=(whole, whole, order, order, None),
+            out_shardings=whole,
+            donate_argnums=0,
+        )
+
+    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
+        """Takes the steps start .. start + count - 1, of one epoch; values are f32[count] by name.
+
+        `count` is at most config.train.dispatch_steps.
+        """
+        batch_size, seed = self._config.train.batch_size, self._config.seed
+        epoch_steps = -(-self._count // batch_size)
+        indices, mask = epoch_batches(self._count, batch_size, seed, start // epoch_steps)
+        rows = np.arange(start, start + self._config.train.dispatch_steps) % epoch_steps
+        state, values = self._run(state, self._data, indices[rows], mask[rows], count)
+        return state, {name: column[:count] for name, column in jax.device_get(values).items()}
+
+
+class FromStream:
+    """The training split is decoded as it is needed; one batch a dispatch, the next meanwhile."""
+
+    def __init__(self, split: datasets.Source, config: Config, step: Step, mesh: Mesh):
+        self._stream, self._at = stream(split, config, train=True), 0
+        self._sharding = parallel.split(mesh)
+        whole = parallel.replicated(mesh)
+        self._step = jax.jit(
+            step, in_shardings=(whole, None), out_shardings=whole, donate_argnums=0
+        )
+
+    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
+        """As `FromMemory.run`."""
+        if start != self._at:
+            self._stream.set_state({"position": start})
+        self._at = start + count
+        values = []
+        for _ in range(count):
+            state, value = self._step(state, _split(next(self._stream), self._sharding))
+            values.append(value)
+        values = jax.device_get(values)
+        return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
+
+
+def training(split: Split, config: Config, step: Step, mesh: Mesh) -> FromMemory | FromStream:
+    if isinstance(split, datasets.Dataset):
+        return FromMemory(split, config, step, mesh)
+    return FromStream(split, config, step, mesh)
+
+
+def test_batches(split: Split, config: Config, mesh: Mesh) -> Callable[[], Iterator[steps.Batch]]:
+    """Makes batches() -> the split once, in order; rows that fill up the last batch are masked."""
+    sharding, batch_size = parallel.split(mesh), config.eval.batch_size
+    if isinstance(split, datasets.Dataset):
+        return partial(_slices, split, batch_size, sharding)
+    source = stream(split, config, train=False)
+    return lambda: (_split(batch, sharding) for batch in source.epoch())
+
+
+def _slices(split: datasets.Dataset, batch_size: int, sharding: Any) -> Iterator[steps.Batch]:
+    count = len(split.labels)
+    for start in range(0, count, batch_size):
+        positions = np.arange(start, start + batch_size)
+        rows = np.minimum(positions, count - 1)
+        batch = {"image": split.images[rows], "label": split.labels[rows]}
+        yield _split(batch | {"mask": positions < count}, sharding)
+
+
+def epoch_batches(
+    count: int, batch_size: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of an epoch, i32[steps, batch], and the mask bool[steps, batch] of real rows.
+
+    Every image occurs once. The last batch is filled up with images from the epoch's beginning:
+    masked out of losses and means, but real ones, for the sake of batch statistics.
+    """
+    order = loader.epoch_order(seed, epoch, count)
+    padded = -(-count // batch_size) * batch_size
+    indices = np.resize(order, padded).reshape(-1, batch_size)
+    return indices, (np.arange(padded) < count).reshape(-1, batch_size)
+
+
+def _on_device(split: datasets.Dataset, mesh: Mesh) -> dict[str, jax.Array]:
+    data = {"image": split.images, "label": split.labels}
+    return jax.device_put(data, parallel.replicated(mesh))
+
+
+def _split(batch: dict[str, np.ndarray], sharding: Any) -> steps.Batch:
+    """This process's part of a batch as part of the global one."""
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
