@@ -14,7 +14,8 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 def below(values: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The entries `prefix/NAME` as {NAME: value}."""
-    return {k.removeprefix(f"{prefix}/"): v for k, v in values.items() if k.startswith(f"{prefix}/")}
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
 
 
 def assert_close(actual, expected, relative: float) -> None:

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_close, load
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnrt_jax import arr
-from golden_files import assert_close, load
 
 B, K, M = 16, 5, 0.1
 RULES, TARGETS = ("sequential", "centroid"), ("updated", "previous")

@@ -32,10 +32,8 @@ SMALL = [
 
 
 def command(workdir, *arguments, config="configs/digits.py"):
-    return [sys.executable, "-m", "dnrt_jax.main", f"--config={config}", f"--workdir={workdir}"] + [
-        *SMALL,
-        *arguments,
-    ]
+    program = [sys.executable, "-m", "dnrt_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    return [*program, *SMALL, *arguments]
 
 
 def environment():

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from golden_files import assert_close, below, load
 
 import dnrt_jax
 from dnrt_jax import RAA, raa, raa_relu
-from golden_files import assert_close, below, load
 
 GOLDEN = load("raa")
 FORMS = sorted({name.split("/")[0] for name in GOLDEN})
