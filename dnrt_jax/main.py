@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         schema.validate(config)
+    except schema.ConfigError as error:
+        _fail(error)
     except Exception as error:  # a file that failed to load answers so at its first use
         _fail(_explain(str(error), sys.argv))
     with one_line_errors():
@@ -127,7 +129,7 @@ def _explain(error: str, argv: list[str]) -> str:
             return f"config.{name}: must be {schema.FIELDS[name][1].expected} ({error})"
     if "No such file" in error:
         return f"--config: {error.split('No such file or directory:')[-1].strip()} does not exist"
-    return error
+    return f"config: {error.strip().splitlines()[-1].strip()}"  # of a traceback, what was raised
 
 
 def _fail(message: object) -> NoReturn:
