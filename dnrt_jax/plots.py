@@ -18,9 +18,8 @@ def curves(records: list[dict[str, Any]], path: Path) -> None:
                     (r["epoch"], r[f"{side}/{name}"]) for r in records if f"{side}/{name}" in r
                 ]
                 if points:
-                    axes.plot(
-                        *zip(*points, strict=True), style, color=f"C{i}", label=f"{side} {name}"
-                    )
+                    line = axes.plot(*zip(*points, strict=True), style, marker=".")[0]
+                    line.set(color=f"C{i}", label=f"{side} {name}")
         axes.set(title=title, xlabel="Epoch")
         axes.grid(alpha=0.3)
         if axes.lines:
