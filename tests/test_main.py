@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def test_a_workdir_or_config_that_cannot_be_is_one_line(tmp_path, kind):
 
 
 def test_help_takes_under_three_seconds():
-    start = time.monotonic()
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    before = spent()
     done = subprocess.run(
         [sys.executable, "-m", "dnrt_jax.main", "--help"],
         cwd=ROOT,
@@ -228,4 +230,4 @@ def test_help_takes_under_three_seconds():
         text=True,
     )
     assert "--workdir" in done.stdout
-    assert time.monotonic() - start < 3
+    assert spent() - before < 3  # of processor time: the tests share the machine
