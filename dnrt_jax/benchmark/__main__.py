@@ -1,0 +1,115 @@
+"""Measures, side by side in one process: python -m dnrt_jax.benchmark SUBCOMMAND [--json].
+
+    step      a training step: GELU, RAA, GELU+ARR, RAA+ARR
+    augment   the augmentation alone, and its share of a training step
+    loader    the streaming loader against a torch DataLoader
+
+A row shows medians over rounds in which all sides take turns, the median ratio of two sides in the
+same round, and the quartiles of that ratio. --json prints one object a line with benchmark, case,
+device, ours, other, ratio, unit, n (rounds), spread (the quartiles), and the settings.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dnrt_jax.benchmark.timing import Result
+from dnrt_jax.cli import one_line_errors
+
+SUBCOMMANDS = ("step", "augment", "loader")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    name, options = _subcommand(argv)
+    # One subcommand's imports are not another's: --help and mistakes are answered at once.
+    with one_line_errors():
+        benchmark = importlib.import_module(f"dnrt_jax.benchmark.{name}")
+        args = _options(name, benchmark, options)
+        settings = {k: v for k, v in vars(args).items() if k != "json"}
+        device, header = _device(), False
+        for result in benchmark.run(args):
+            if args.json:
+                row = {
+                    "benchmark": name,
+                    "device": device,
+                    **result._asdict(),
+                    "settings": settings,
+                }
+                print(json.dumps(row), flush=True)
+                continue
+            if not header:
+                listed = ", ".join(f"{k}={v}" for k, v in settings.items())
+                print(f"{name} on {device}, load {_load()}: {listed}\n{HEADER}")
+                header = True
+            print(_line(result), flush=True)
+    return 0
+
+
+def _subcommand(argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    parser = _Parser(
+        prog="python -m dnrt_jax.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subcommand", choices=SUBCOMMANDS)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="SUBCOMMAND --help lists them")
+    args = parser.parse_args(argv)
+    return args.subcommand, args.options
+
+
+def _options(name: str, benchmark, options: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog=f"python -m dnrt_jax.benchmark {name}",
+        description=benchmark.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    benchmark.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=9, help="in which all sides take turns")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args(options)
+    for option, value in vars(args).items():
+        if type(value) is int and value < 1 and option != "workers":
+            parser.error(f"--{option}={value}: must be 1 or more")
+    return args
+
+
+def _device() -> str:
+    import jax
+
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{device} of {os.cpu_count()} cores" if jax.default_backend() == "cpu" else device
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+HEADER = (
+    f"{'case':32} {'ours':>10} {'other':>10}  {'unit':16} {'ratio':>7}  {'quartiles':15} {'n':>3}"
+)
+
+
+def _line(result: Result) -> str:
+    ours, other, ratio = (
+        "-" if x is None else f"{x:.4g}" for x in (result.ours, result.other, result.ratio)
+    )
+    low, high = (f"{x:.4g}" for x in result.spread)
+    quartiles = f"{low} .. {high}"
+    return (
+        f"{result.case:32} {ours:>10} {other:>10}  {result.unit:16} {ratio:>7}  {quartiles:15} "
+        f"{result.n:>3}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

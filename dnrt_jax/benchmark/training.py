@@ -1,0 +1,72 @@
+"""Training on generated images, by the very programs that training runs use."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnrt_jax import config as schema
+from dnrt_jax import feed, models, parallel, problem
+from dnrt_jax.config import Config
+from dnrt_jax.data.datasets import Dataset
+
+
+def config_of(model: str, batch_size: int, dtype: str) -> Config:
+    """The defaults with RAA and ARR, for RGB images of the model's own size; no augmentation."""
+    config = schema.default()
+    config.model.name, config.model.dtype = model, dtype
+    schema.validate(config)  # an unknown model is answered here
+    built: Any = models.create(model, num_classes=1)
+    config.data.image_size = config.data.eval_resize = built.image_size
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+    config.train.batch_size = batch_size
+    schema.validate(config)
+    return config
+
+
+def images_of(config: Config) -> np.ndarray:
+    """Random u8[B, S, S, 3]."""
+    size = config.data.image_size
+    shape = (config.train.batch_size, size, size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def trainer(config: Config, num_classes: int, steps: int) -> Callable[[], None]:
+    """A function that trains for `steps` more steps in one dispatch, and waits for the device.
+
+    Raises:
+      ValueError: a batch that the devices cannot share, or ARR on a model without responses.
+    """
+    config = copy.deepcopy(config)
+    config.train.dispatch_steps = steps
+    batch_size = config.train.batch_size
+    parallel.check_batch("train.batch_size", batch_size, jax.device_count())
+    labels = np.random.default_rng(1).integers(0, num_classes, batch_size).astype(np.int32)
+    data = Dataset(images_of(config), labels, tuple(map(str, range(num_classes))))
+    model = models.create(
+        config.model.name,
+        num_classes=num_classes,
+        act=config.model.act,
+        image_size=config.data.image_size,
+        dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
+        **schema.model_kwargs(config),
+    )
+    mesh = parallel.mesh()
+    programs = problem.programs(problem.Problem(config, data, data, model, mesh, 1, 10_000))
+    feeder = feed.training(data, config, programs.step, mesh)
+    state, taken = programs.create(), 0
+
+    def run():
+        nonlocal state, taken
+        state, _ = feeder.run(state, taken, steps)  # fetches the losses, so it waits
+        taken += steps
+
+    return run
+
+
+def default_steps() -> int:
+    """Steps a dispatch: on an accelerator enough to hide the host."""
+    return 1 if jax.default_backend() == "cpu" else 16

@@ -1,0 +1,238 @@
+"""The benchmarks' frame, and every subcommand once, as small as it gets."""
+
+import io
+import json
+import multiprocessing
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnrt_jax.benchmark import __main__ as program
+from dnrt_jax.benchmark import augment, loader, step, timing, training
+from dnrt_jax.data import datasets
+
+KEYS = {"benchmark", "case", "device", "ours", "other", "ratio", "unit", "n"}
+
+
+def run(capsys, *argv):
+    """The JSON objects that a run prints."""
+    assert program.main([*argv, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def tiny():
+    config = training.config_of("mlp", 8, "float32")
+    config.data.image_size = config.data.eval_resize = 6
+    config.model.embed_dim, config.model.depth = 8, 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    loader.write_photos(root / "photos" / "train", 4)
+    return datasets.find("photos", root, "train")
+
+
+def test_sides_take_turns_and_none_is_always_first(capsys):
+    calls = []
+    sides = {name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}
+    measured = timing.interleaved(sides, rounds=3)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    # The first three calls are the warm-up, which is told apart.
+    assert {name: values.tolist() for name, values in measured.items()} == {
+        "a": [4, 9, 11],
+        "b": [5, 7, 12],
+        "c": [6, 8, 10],
+    }
+    assert capsys.readouterr().err.count("first run, with compilation") == 3
+
+
+def test_a_ratio_compares_within_a_round():
+    # The machine slows down threefold; ours is half as fast all the time.
+    other = np.array([1.0, 2.0, 3.0])
+    row = timing.compare("case", "s", 2 * other, other)
+    assert row == ("case", 4.0, 2.0, 2.0, (2.0, 2.0), "s", 3)
+    alone = timing.compare("case", "s", other)
+    assert alone == ("case", 2.0, None, None, (1.5, 2.5), "s", 3)
+
+
+def test_seconds_are_those_of_the_clock(monkeypatch):
+    now = iter([10.0, 12.5])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    assert timing.timed(lambda: None)() == 2.5
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that trainers are made of, which do nothing here: each would be compiled."""
+    configs = []
+
+    def trainer(config, num_classes, steps):
+        configs.append(config.copy_and_resolve_references())
+        return lambda: None
+
+    monkeypatch.setattr(training, "trainer", trainer)
+    return configs
+
+
+def test_the_program_prints_one_object_a_line(capsys, trained):
+    rows = run(capsys, "step", "--model=mlp", "--batch_size=8", "--rounds=2", "--rule=centroid")
+    assert [(row["case"], row["unit"]) for row in rows] == [
+        (case, unit)
+        for case in ("gelu", "raa", "gelu+arr", "raa+arr")
+        for unit in ("ms/step", "images/s")
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["benchmark"] == "step"
+        assert row["n"] == 2
+        assert min(row["ours"], row["other"], row["ratio"]) > 0
+        assert row["settings"]["rule"] == "centroid"
+    models = [(config.model.act, config.arr.weight > 0) for config in trained]
+    assert models == [("gelu", False), ("raa", False), ("gelu", True), ("raa", True)]
+    assert {(config.arr.rule, config.train.batch_size) for config in trained} == {("centroid", 8)}
+
+
+def test_without_json_there_is_a_table(capsys, monkeypatch):
+    rows = [
+        timing.compare("case", "images/s", np.ones(2)),
+        timing.compare("b", "s", *np.ones((2, 2))),
+    ]
+    monkeypatch.setattr(step, "run", lambda args: iter(rows))
+    assert program.main(["step", "--rounds=2"]) == 0
+    title, header, first, second = capsys.readouterr().out.splitlines()
+    assert "load " in title
+    assert "rounds=2" in title
+    assert header.split() == ["case", "ours", "other", "unit", "ratio", "quartiles", "n"]
+    assert first.split() == ["case", "1", "-", "images/s", "-", "1", "..", "1", "2"]
+    assert second.split() == ["b", "1", "1", "s", "1", "1", "..", "1", "2"]
+
+
+def test_a_trainer_goes_on_from_step_to_step(monkeypatch):
+    starts = []
+    run = training.feed.FromMemory.run
+
+    def recorded(self, state, start, count):
+        state, values = run(self, state, start, count)
+        starts.append((start, count, int(state.step)))
+        return state, values
+
+    monkeypatch.setattr(training.feed.FromMemory, "run", recorded)
+    train = training.trainer(tiny(), 3, 2)
+    train()
+    train()
+    assert starts == [(0, 2, 2), (2, 2, 4)]
+
+
+def test_augment_gives_the_share_of_the_step(monkeypatch, trained):
+    seconds = {"alone": 0.5, "with": 4.0, "without": 3.0}
+
+    def measured(sides, rounds):
+        for side in sides.values():
+            side()
+        return {name: np.full(rounds, seconds[name]) for name in sides}
+
+    monkeypatch.setattr(augment, "interleaved", measured)
+    monkeypatch.setattr(augment, "FULL", {"flip": 0.5, "erase": 0.25})  # compile little
+    alone, step_row, share = augment.measure(tiny(), 1, 2)
+    assert (alone.unit, alone.ours, alone.other) == ("images/s", 16, None)
+    assert (step_row.ours, step_row.other) == (4000, 3000)
+    assert (share.ours, share.other, share.ratio) == (0.25, None, None)
+    assert [config.data.erase for config in trained] == [0.25, 0]
+
+
+def test_the_photos_are_photographs_in_size(photos):
+    image = Image.open(io.BytesIO(photos[0].data))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))
+    assert 50_000 < len(photos[0].data) < 200_000
+    assert len(photos.class_names) == 2
+
+
+def test_the_loader_is_measured_after_its_lead(monkeypatch):
+    read, now = [], iter([[0.0], [7.0]])
+
+    def batches():
+        while True:
+            read.append(len(read))
+            yield None
+
+    monkeypatch.setattr(loader, "_clocks", lambda: [*next(now), len(read)])
+    assert loader.timed_batches(batches(), lead=3, batches=2)() == [7.0, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's clocks")
+def test_the_cpu_time_of_workers_counts():
+    before = loader._clocks()[1]
+    child = multiprocessing.get_context("spawn").Process(target=sum, args=(range(10**9),))
+    child.start()
+    try:
+        while loader._clocks()[1] < before + 0.3:
+            pass
+        own = loader.time.process_time()
+        assert loader._clocks()[1] > own
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_the_loader_runs_alone_where_torch_is_missing(photos, monkeypatch, capsys):
+    monkeypatch.setattr(loader, "find_spec", lambda name: None)
+    monkeypatch.setattr(loader, "LEAD", 4)
+    rows = list(loader.measure(photos, workers=0, batch_size=4, batches=1, rounds=1))
+    assert {"images/s", "images/s/worker"} <= {row.unit for row in rows}
+    assert all(row.ours > 0 and row.other is None and row.ratio is None for row in rows)
+    assert "pip install torch" in capsys.readouterr().err
+
+
+def test_the_peer_makes_the_same_batches(photos):
+    pytest.importorskip("torch")
+    images, labels = next(loader.torch_batches(photos, 0, 4))
+    assert images.shape == (4, 224, 224, 3)
+    assert str(images.dtype) == "torch.uint8"
+    assert sorted(labels.tolist()) == [0, 0, 1, 1]
+
+
+def test_the_peers_boxes_lie_inside(photos):
+    for _ in range(200):
+        left, top, width, height = loader._random_box(40, 200)
+        assert 0 <= left <= left + width <= 40
+        assert 0 <= top <= top + height <= 200
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stpe"], "'stpe'"),
+        ([], "subcommand"),
+        (["step", "--rounds=0"], "--rounds=0: must be 1 or more"),
+        (["step", "--batch_size=many"], "--batch_size: invalid int value: 'many'"),
+        (["step", "--model=vit_tny_patch4_32"], "did you mean vit_tiny_patch4_32"),
+        (["step", "--model=mlp", "--batch_size=9"], "batch_size=9 does not divide"),
+        (["augment", "--image_size=64"], "--image_size"),
+        (["loader", "--workers=-1"], "--workers"),
+        (["loader", "--files=8"], "--files"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(capsys, argv, words):
+    with pytest.raises(SystemExit) as ended:
+        program.main(argv)
+    out, err = capsys.readouterr()
+    assert ended.value.code in (1, 2)
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert words in err
+
+
+def test_help_imports_no_model():
+    code = (
+        "import sys; from dnrt_jax.benchmark.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'optax', 'grain', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
+    assert "loader" in done.stdout
