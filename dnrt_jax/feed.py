@@ -18,6 +18,7 @@ from dnrt_jax.data import datasets, loader
 from dnrt_jax.state import TrainState
 
 Split = datasets.Dataset | datasets.Source
+HostBatch = dict[str, np.ndarray]
 Step = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Values]]
 
 
@@ -111,12 +112,15 @@ class FromMemory:
         return state, {name: column[:count] for name, column in jax.device_get(values).items()}
 
 
-class FromStream:
-    """The training split is decoded as it is needed; one batch a dispatch, the next meanwhile."""
+class ByBatch:
+    """One batch a dispatch, from the host: a stream, or memory where the device is the host.
 
-    def __init__(self, split: datasets.Source, config: Config, step: Step, mesh: Mesh):
-        self._stream, self._at = stream(split, config, train=True), 0
-        self._sharding = parallel.split(mesh)
+    XLA:CPU runs convolutions in a loop of steps some thirty times slower than one by one.
+    """
+
+    def __init__(self, batches: Callable[[int], Iterator[HostBatch]], step: Step, mesh: Mesh):
+        self._batches, self._sharding = batches, parallel.split(mesh)
+        self._iterator, self._at = iter(()), -1
         whole = parallel.replicated(mesh)
         self._step = jax.jit(
             step, in_shardings=(whole, None), out_shardings=whole, donate_argnums=0
@@ -125,20 +129,42 @@ class FromStream:
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
         """As `FromMemory.run`."""
         if start != self._at:
-            self._stream.set_state({"position": start})
+            self._iterator = self._batches(start)
         self._at = start + count
         values = []
         for _ in range(count):
-            state, value = self._step(state, _split(next(self._stream), self._sharding))
+            state, value = self._step(state, _split(next(self._iterator), self._sharding))
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(value)  # its collectives may hang with many calls in flight
             values.append(value)
         values = jax.device_get(values)
         return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
 
 
-def training(split: Split, config: Config, step: Step, mesh: Mesh) -> FromMemory | FromStream:
-    if isinstance(split, datasets.Dataset):
-        return FromMemory(split, config, step, mesh)
-    return FromStream(split, config, step, mesh)
+def training(split: Split, config: Config, step: Step, mesh: Mesh) -> FromMemory | ByBatch:
+    """The training split, ready to take steps on."""
+    if not isinstance(split, datasets.Dataset):
+        source = stream(split, config, train=True)
+        return ByBatch(partial(_streamed, source), step, mesh)
+    if jax.default_backend() == "cpu":
+        return ByBatch(partial(_drawn, split, config), step, mesh)
+    return FromMemory(split, config, step, mesh)
+
+
+def _streamed(source: loader.Stream, start: int) -> Iterator[HostBatch]:
+    source.set_state({"position": start})
+    return iter(source)
+
+
+def _drawn(split: datasets.Dataset, config: Config, start: int) -> Iterator[HostBatch]:
+    """The batches of the steps from `start` on."""
+    count, batch_size = len(split.labels), config.train.batch_size
+    epoch, first = divmod(start, -(-count // batch_size))
+    while True:
+        indices, mask = epoch_batches(count, batch_size, config.seed, epoch)
+        for rows, real in zip(indices[first:], mask[first:], strict=True):
+            yield {"image": split.images[rows], "label": split.labels[rows], "mask": real}
+        epoch, first = epoch + 1, 0
 
 
 def test_batches(split: Split, config: Config, mesh: Mesh) -> Callable[[], Iterator[steps.Batch]]:
@@ -178,6 +204,6 @@ def _on_device(split: datasets.Dataset, mesh: Mesh) -> dict[str, jax.Array]:
     return jax.device_put(data, parallel.replicated(mesh))
 
 
-def _split(batch: dict[str, np.ndarray], sharding: Any) -> steps.Batch:
+def _split(batch: HostBatch, sharding: Any) -> steps.Batch:
     """This process's part of a batch as part of the global one."""
     return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)

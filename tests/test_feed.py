@@ -70,6 +70,16 @@ def test_a_stream_trains_and_evaluates_as_memory_does(in_memory, streamed):
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+def test_many_steps_a_dispatch_train_as_one_by_one(in_memory):
+    described, _, losses = in_memory
+    fns = problem.programs(described)
+    images = feed.FromMemory(described.train, described.config, fns.step, described.mesh)
+    state, values = images.run(fns.create(), 0, 2)
+    assert values["loss"].shape == (2,)
+    state, more = images.run(state, 2, 1)
+    np.testing.assert_allclose([*values["loss"], *more["loss"]], losses[:3], rtol=1e-4)
+
+
 def test_a_stream_goes_on_where_a_run_was_stopped(streamed):
     described, _, losses = streamed
     fns = problem.programs(described)
