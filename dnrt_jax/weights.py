@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 def _read_torch(path: Path) -> StateDict:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             f"{path}: needs PyTorch to be read: pip install 'dnrt_jax[torch]'"
