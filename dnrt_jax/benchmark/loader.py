@@ -130,7 +130,7 @@ class Photos:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         path, _, label = self.source[index]
         with Image.open(path) as file:
@@ -155,8 +155,8 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 def torch_batches(source: datasets.Source, workers: int, batch_size: int) -> Iterator[Any]:
     """Endless batches of a DataLoader; each a tensor u8[B, 224, 224, 3] and labels i64[B]."""
-    import torch
-    from torch.utils.data import DataLoader
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.utils.data import DataLoader  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)  # as in its workers; idle threads would spin, and count as CPU time
     options = {}
