@@ -114,14 +114,14 @@ def test_without_json_there_is_a_table(capsys, monkeypatch):
 
 def test_a_trainer_goes_on_from_step_to_step(monkeypatch):
     starts = []
-    run = training.feed.FromMemory.run
+    run = training.feed.ByBatch.run
 
     def recorded(self, state, start, count):
         state, values = run(self, state, start, count)
         starts.append((start, count, int(state.step)))
         return state, values
 
-    monkeypatch.setattr(training.feed.FromMemory, "run", recorded)
+    monkeypatch.setattr(training.feed.ByBatch, "run", recorded)
     train = training.trainer(tiny(), 3, 2)
     train()
     train()
