@@ -49,14 +49,21 @@ def load(config: Config) -> Problem:
     Raises:
       ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
     """
-    data = config.data
-    train, test = feed.read(config, "train"), feed.read(config, "test")
+    return build(config, feed.read(config, "train"), feed.read(config, "test"))
+
+
+def build(config: Config, train: feed.Split, test: feed.Split) -> Problem:
+    """The problem of a valid config on images at hand.
+
+    Raises:
+      ValueError: if the images, the devices or the model do not fit the config.
+    """
+    data, batch_size = config.data, config.train.batch_size
     size, channels = feed.size(train), feed.channels(train)
     if channels != len(data.mean):
         raise schema.ConfigError(
             f"config.data.mean={tuple(data.mean)}: the images have {channels} channels"
         )
-    batch_size = config.train.batch_size
     if batch_size > size:
         raise schema.ConfigError(
             f"config.train.batch_size={batch_size}: there are only {size} training images"

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, models, parallel, problem
+from dnrt_jax import feed, models, problem
 from dnrt_jax.config import Config
 from dnrt_jax.data.datasets import Dataset
 
@@ -42,21 +41,13 @@ def trainer(config: Config, num_classes: int, steps: int) -> Callable[[], None]:
     """
     config = copy.deepcopy(config)
     config.train.dispatch_steps = steps
-    batch_size = config.train.batch_size
-    parallel.check_batch("train.batch_size", batch_size, jax.device_count())
-    labels = np.random.default_rng(1).integers(0, num_classes, batch_size).astype(np.int32)
-    data = Dataset(images_of(config), labels, tuple(map(str, range(num_classes))))
-    model = models.create(
-        config.model.name,
-        num_classes=num_classes,
-        act=config.model.act,
-        image_size=config.data.image_size,
-        dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
-        **schema.model_kwargs(config),
-    )
-    mesh = parallel.mesh()
-    programs = problem.programs(problem.Problem(config, data, data, model, mesh, 1, 10_000))
-    feeder = feed.training(data, config, programs.step, mesh)
+    config.train.steps = 10_000  # of the schedule
+    config.eval.batch_size = config.train.batch_size
+    labels = np.random.default_rng(1).integers(0, num_classes, config.train.batch_size)
+    data = Dataset(images_of(config), labels.astype(np.int32), tuple(map(str, range(num_classes))))
+    described = problem.build(config, data, data)
+    programs = problem.programs(described)
+    feeder = feed.training(data, config, programs.step, described.mesh)
     state, taken = programs.create(), 0
 
     def run():
