@@ -1,0 +1,44 @@
+"""Multiply-accumulates are counted as one does by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dnrt_jax import models
+from dnrt_jax.cost import MultiplyAccumulates, multiply_accumulates
+
+
+def test_dense_layers_and_products_of_activations_are_told_apart():
+    def attend(w, x):
+        y = x.reshape(-1, 8) @ w
+        return jnp.einsum("bnd,bmd->bnm", x, x), y
+
+    shapes = jax.ShapeDtypeStruct((8, 16), float), jax.ShapeDtypeStruct((2, 5, 8), float)
+    assert multiply_accumulates(attend, *shapes) == MultiplyAccumulates(10 * 8 * 16, 2 * 25 * 8)
+
+
+def test_a_loop_counts_every_turn():
+    def loop(w, x):
+        return jax.lax.scan(lambda x, _: (jax.jit(jnp.dot)(x, w), None), x, length=7)[0]
+
+    assert multiply_accumulates(loop, jnp.ones((4, 4)), jnp.ones((2, 4))).layers == 7 * 2 * 4 * 4
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(1, 6 * 6 * 8 * 4 * 9), (4, 6 * 6 * 8 * 1 * 9)])
+def test_a_convolution_by_groups(groups, expected):
+    def convolve(x, k):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    shapes = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 4 // groups, 8))
+    assert multiply_accumulates(convolve, *shapes).layers == expected
+
+
+def test_resnet18_as_published():
+    model = models.create("resnet18", num_classes=1000, act="relu")
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    counted = multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, image)
+    assert counted.total == 1_814_073_344  # torchvision's page: 1.81 G
