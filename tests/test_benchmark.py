@@ -188,11 +188,12 @@ def test_the_loader_runs_alone_where_torch_is_missing(photos, monkeypatch, capsy
     assert "pip install torch" in capsys.readouterr().err
 
 
-def test_the_peer_makes_the_same_batches(photos):
-    pytest.importorskip("torch")
+def test_the_peer_makes_normalised_batches(photos):
+    torch = pytest.importorskip("torch")
     images, labels = next(loader.torch_batches(photos, 0, 4))
-    assert images.shape == (4, 224, 224, 3)
-    assert str(images.dtype) == "torch.uint8"
+    assert images.shape == (4, 3, 224, 224)
+    assert images.dtype == torch.float32
+    assert -2.2 < images.min() < 0 < images.max() < 2.7
     assert sorted(labels.tolist()) == [0, 0, 1, 1]
 
 

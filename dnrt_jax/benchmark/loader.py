@@ -1,4 +1,8 @@
-"""The streaming loader against a torch DataLoader of Pillow: JPEG files to 224-pixel crops."""
+"""The streaming loader against a torch DataLoader of Pillow: JPEG files to 224-pixel crops.
+
+The DataLoader flips and normalises each image, as torchvision's transforms do in its workers. Ours
+hands over bytes and leaves both to the device: `benchmark augment` has what they cost there.
+"""
 
 import argparse
 import itertools
@@ -23,6 +27,7 @@ from dnrt_jax.data import datasets, loader
 
 SIZE = (500, 375)  # ImageNet's most frequent one
 SIDE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Images a worker that are read before the clock starts: the loader holds up to 200 of them ready,
 # and while a side reads what it held, the workers of the side before fill up again.
 LEAD = 512
@@ -121,7 +126,8 @@ def _clocks() -> list[float]:
 
 
 class Photos:
-    """The peer's data set: what a torch user writes with Pillow and RandomResizedCrop."""
+    """The peer's data set: what a torch user writes with Pillow and torchvision's
+    RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize."""
 
     def __init__(self, source: datasets.Source):
         self.source = source
@@ -138,7 +144,12 @@ class Photos:
         left, top, width, height = _random_box(*image.size)
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)), label
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = pixels.to(torch.float32).div(255)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        return pixels.sub_(mean).div_(std), label
 
 
 def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
@@ -154,7 +165,7 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def torch_batches(source: datasets.Source, workers: int, batch_size: int) -> Iterator[Any]:
-    """Endless batches of a DataLoader; each a tensor u8[B, 224, 224, 3] and labels i64[B]."""
+    """Endless batches of a DataLoader; each a tensor f32[B, 3, 224, 224] and labels i64[B]."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.utils.data import DataLoader  # pyright: ignore[reportMissingImports]
 
