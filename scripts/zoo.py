@@ -1,0 +1,167 @@
+"""Trains every model for 20 steps with four activations, and tables what that costs and shows.
+
+    python scripts/zoo.py --data_dir=DIR [MODEL ...]        # one JSON line a run, in --out
+    python scripts/zoo.py --table                           # the lines as Markdown
+
+A run sees five batches four times; the table has the mean loss of the first and the last time.
+DIR holds CIFAR-10 in any form that `--config.data.name` takes (see README, Data). Models of 224
+pixels see the images enlarged. Runs that are in --out are skipped; all of them take two hours.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnrt_jax import config as schema
+from dnrt_jax import models, problem
+from dnrt_jax.config import Config
+from dnrt_jax.cost import multiply_accumulates
+from dnrt_jax.data import datasets, loader
+
+# Name: activation, weight of ARR.
+CASES = {
+    "relu": ("relu", 0.0),
+    "gelu": ("gelu", 0.0),
+    "gdn": ("gdn", 0.0),
+    "raa+arr": ("raa", 10.0),
+}
+STEPS = 20
+BATCHES = 5  # seen in turn, so that the last pass has the images of the first one
+TIMED_BATCH = 32
+SMALL_BATCH = 8  # of the models of 224 pixels, which cost 50 times as much an image
+
+
+def config_of(model: str, case: str, batch_size: int) -> Config:
+    config = schema.default()
+    config.model.name = model
+    config.model.act, config.arr.weight = CASES[case]
+    built: Any = models.create(model, num_classes=10)
+    config.data.image_size = config.data.eval_resize = built.image_size
+    config.data.mean, config.data.std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    config.data.crop, config.data.crop_area = "random_resized", (0.5, 1.0)
+    config.train.steps, config.train.batch_size = STEPS, batch_size
+    config.optim.lr, config.optim.warmup_steps = 1e-3, 5
+    config.eval.batch_size = batch_size
+    schema.validate(config)
+    return config
+
+
+def train(config: Config, data: datasets.Dataset, steps: int) -> dict[str, Any]:
+    """Losses of each step, and seconds to compile and a step; each step waits for the last."""
+    described = problem.build(config, data, data)
+    programs = problem.programs(described)
+    state = programs.create()
+    step = jax.jit(programs.step, donate_argnums=0)
+    order = loader.epoch_order(config.seed, 0, len(data.labels))
+    rows = np.resize(order[: BATCHES * config.train.batch_size], (steps, config.train.batch_size))
+    batch = lambda i: {
+        "image": data.images[rows[i]],
+        "label": data.labels[rows[i]],
+        "mask": np.ones(len(rows[i]), bool),
+    }
+    start = time.perf_counter()
+    compiled = step.lower(state, batch(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    losses, seconds = [], []
+    for i in range(steps):
+        start = time.perf_counter()
+        state, values = compiled(state, batch(i))
+        losses.append({k: float(v) for k, v in values.items() if k.startswith("loss")})
+        seconds.append(time.perf_counter() - start)
+    return {
+        "losses": {k: [loss[k] for loss in losses] for k in losses[0]},
+        "compile_seconds": compile_seconds,
+        "step_seconds": statistics.median(seconds[1:]),
+        "batch_size": config.train.batch_size,
+    }
+
+
+def measure(model: str, case: str, data: datasets.Dataset) -> dict[str, Any]:
+    config = config_of(model, case, TIMED_BATCH)
+    small = TIMED_BATCH if config.data.image_size == 32 else SMALL_BATCH
+    row: dict[str, Any] = {"model": model, "case": case}
+    row |= train(config_of(model, case, small), data, STEPS)
+    if case == "raa+arr":
+        timed = row
+        if small != TIMED_BATCH:
+            timed = train(config, data, 4)
+        row["timed"] = {k: timed[k] for k in ("compile_seconds", "step_seconds", "batch_size")}
+        row["macs"] = macs(model)
+    return row
+
+
+def macs(model: str) -> int:
+    """Multiply-accumulates an image, RAA's included."""
+    built: Any = models.create(model, num_classes=10, act="raa")
+    image = jax.ShapeDtypeStruct((1, built.image_size, built.image_size, 3), np.float32)
+    variables = jax.eval_shape(built.init, jax.random.key(0), image)
+    return multiply_accumulates(lambda v, x: built.apply(v, x, train=False), variables, image).total
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | 10^6 MACs an image | compile, s | step of 32, s | " + " | ".join(CASES) + " |",
+        "|---" * (4 + len(CASES)) + "|",
+    ]
+    found = {(row["model"], row["case"]): row for row in rows}
+    for model in models.registry():
+        if (model, "raa+arr") not in found:
+            continue
+        row = found[model, "raa+arr"]
+        cells = [
+            f"`{model}`",
+            f"{row['macs'] / 1e6:.0f}",
+            f"{row['timed']['compile_seconds']:.0f}",
+            f"{row['timed']['step_seconds']:.2f}",
+        ]
+        for case in CASES:
+            losses = found[model, case]["losses"]["loss"] if (model, case) in found else []
+            cells.append(
+                f"{_mean(losses[:BATCHES])} → {_mean(losses[-BATCHES:])}" if losses else ""
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", help="all of them, where none is named")
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--data_name", default="cifar10")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, default=Path("results/zoo.jsonl"))
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
+    if args.table:
+        print(table(rows))
+        return
+    if args.data_dir is None:
+        parser.error("give --data_dir=DIR, where CIFAR-10 lies")
+    data = datasets.load(args.data_name, args.data_dir, "train", image_size=32)
+    done = {(row["model"], row["case"]) for row in rows}
+    for model in args.models or models.registry():
+        for case in args.cases:
+            if (model, case) not in done:
+                row = measure(model, case, data)
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                losses = row["losses"]["loss"]
+                ends = f"{_mean(losses[:BATCHES])} → {_mean(losses[-BATCHES:])}"
+                print(f"{model} {case}: loss {ends}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
