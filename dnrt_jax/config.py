@@ -123,6 +123,7 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "train.epochs": (1, _integer(0), "length of the run"),
     "train.steps": (0, _integer(0), "the same, in steps"),
     "train.batch_size": (256, _integer(1), "images a step, over all devices"),
+    "train.accumulate": (1, _integer(1), "parts of a batch, one after the other, for memory"),
     "train.dispatch_steps": (16, _integer(1), "steps a dispatch to the device"),
     "train.log_steps": (50, _integer(1), "between two records in the log"),
     "train.eval_epochs": (1.0, FROM_0, "between two evaluations; the last step has one too"),
@@ -130,6 +131,8 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "train.checkpoint_epochs": (1.0, FROM_0, "between two checkpoints"),
     "train.checkpoint_steps": (0, _integer(0), "the same, in steps"),
     "train.keep": (2, _integer(1), "newest checkpoints kept, beside the best"),
+    "parallel.fsdp": (False, FLAG, "split parameters, optimiser state and centroids over devices"),
+    "parallel.heartbeat_seconds": (60, _integer(1), "silence after which a process counts as lost"),
     "eval.batch_size": (500, _integer(1), "images a step"),
 }
 
@@ -220,6 +223,8 @@ FREE_ON_RESUME = (
     "data.dir",
     "data.workers",
     "eval.batch_size",
+    "parallel.fsdp",
+    "parallel.heartbeat_seconds",
     "train.dispatch_steps",
     "train.log_steps",
     "train.eval_epochs",
@@ -273,6 +278,10 @@ def _validate_together(config: Config) -> None:
     if len(data.mean) != len(data.std) or not data.mean:
         raise ConfigError(
             f"config.data.std={tuple(data.std)}: needs as many values as mean={tuple(data.mean)}"
+        )
+    if train.batch_size % train.accumulate:
+        raise ConfigError(
+            f"config.train.accumulate={train.accumulate}: does not divide {train.batch_size=}"
         )
     if data.crop_area[1] > 1:
         raise ConfigError(f"config.data.crop_area={tuple(data.crop_area)}: a share is at most 1")

@@ -88,14 +88,14 @@ def stream(split: datasets.Source, config: Config, *, train: bool, **options: An
 class FromMemory:
     """The training split lies on the devices; one program takes many steps a dispatch."""
 
-    def __init__(self, split: datasets.Dataset, config: Config, step: Step, mesh: Mesh):
+    def __init__(self, split: datasets.Dataset, config: Config, step: Step, state: TrainState):
+        mesh = _mesh(state)
         self._count, self._config = len(split.labels), config
         self._data = _on_device(split, mesh)
-        whole, order = parallel.replicated(mesh), parallel.split(mesh, axis=1)
+        self._order = parallel.split(mesh, axis=1)
         self._run = jax.jit(
             steps.train_steps(step, parallel.split(mesh)),
-            in_shardings=(whole, whole, order, order, None),
-            out_shardings=whole,
+            out_shardings=(_shardings(state), parallel.replicated(mesh)),
             donate_argnums=0,
         )
 
@@ -108,7 +108,11 @@ class FromMemory:
         epoch_steps = -(-self._count // batch_size)
         indices, mask = epoch_batches(self._count, batch_size, seed, start // epoch_steps)
         rows = np.arange(start, start + self._config.train.dispatch_steps) % epoch_steps
-        state, values = self._run(state, self._data, indices[rows], mask[rows], count)
+        order = [
+            jax.make_array_from_callback(x.shape, self._order, x.__getitem__)
+            for x in (indices[rows], mask[rows])
+        ]
+        state, values = self._run(state, self._data, *order, count)
         return state, {name: column[:count] for name, column in jax.device_get(values).items()}
 
 
@@ -118,13 +122,14 @@ class ByBatch:
     XLA:CPU runs convolutions in a loop of steps some thirty times slower than one by one.
     """
 
-    def __init__(self, batches: Callable[[int], Iterator[HostBatch]], step: Step, mesh: Mesh):
+    def __init__(
+        self, batches: Callable[[int], Iterator[HostBatch]], step: Step, state: TrainState
+    ):
+        mesh = _mesh(state)
         self._batches, self._sharding = batches, parallel.split(mesh)
         self._iterator, self._at = iter(()), -1
-        whole = parallel.replicated(mesh)
-        self._step = jax.jit(
-            step, in_shardings=(whole, None), out_shardings=whole, donate_argnums=0
-        )
+        out = (_shardings(state), parallel.replicated(mesh))
+        self._step = jax.jit(step, out_shardings=out, donate_argnums=0)
 
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
         """As `FromMemory.run`."""
@@ -141,14 +146,14 @@ class ByBatch:
         return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
 
 
-def training(split: Split, config: Config, step: Step, mesh: Mesh) -> FromMemory | ByBatch:
-    """The training split, ready to take steps on."""
+def training(split: Split, config: Config, step: Step, state: TrainState) -> FromMemory | ByBatch:
+    """The training split, ready to take steps on; `state`, or its shapes, says where arrays lie."""
     if not isinstance(split, datasets.Dataset):
         source = stream(split, config, train=True)
-        return ByBatch(partial(_streamed, source), step, mesh)
+        return ByBatch(partial(_streamed, source), step, state)
     if jax.default_backend() == "cpu":
-        return ByBatch(partial(_drawn, split, config), step, mesh)
-    return FromMemory(split, config, step, mesh)
+        return ByBatch(partial(_drawn, split, config), step, state)
+    return FromMemory(split, config, step, state)
 
 
 def _streamed(source: loader.Stream, start: int) -> Iterator[HostBatch]:
@@ -157,13 +162,15 @@ def _streamed(source: loader.Stream, start: int) -> Iterator[HostBatch]:
 
 
 def _drawn(split: datasets.Dataset, config: Config, start: int) -> Iterator[HostBatch]:
-    """The batches of the steps from `start` on."""
+    """This process's part of the batches of the steps from `start` on."""
     count, batch_size = len(split.labels), config.train.batch_size
+    own = parallel.own_rows(batch_size)
     epoch, first = divmod(start, -(-count // batch_size))
     while True:
         indices, mask = epoch_batches(count, batch_size, config.seed, epoch)
         for rows, real in zip(indices[first:], mask[first:], strict=True):
-            yield {"image": split.images[rows], "label": split.labels[rows], "mask": real}
+            mine = rows[own]
+            yield {"image": split.images[mine], "label": split.labels[mine], "mask": real[own]}
         epoch, first = epoch + 1, 0
 
 
@@ -179,7 +186,7 @@ def test_batches(split: Split, config: Config, mesh: Mesh) -> Callable[[], Itera
 def _slices(split: datasets.Dataset, batch_size: int, sharding: Any) -> Iterator[steps.Batch]:
     count = len(split.labels)
     for start in range(0, count, batch_size):
-        positions = np.arange(start, start + batch_size)
+        positions = np.arange(start, start + batch_size)[parallel.own_rows(batch_size)]
         rows = np.minimum(positions, count - 1)
         batch = {"image": split.images[rows], "label": split.labels[rows]}
         yield _split(batch | {"mask": positions < count}, sharding)
@@ -207,3 +214,12 @@ def _on_device(split: datasets.Dataset, mesh: Mesh) -> dict[str, jax.Array]:
 def _split(batch: HostBatch, sharding: Any) -> steps.Batch:
     """This process's part of a batch as part of the global one."""
     return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
+
+
+def _mesh(state: TrainState) -> Mesh:
+    sharding: Any = state.step.sharding
+    return sharding.mesh
+
+
+def _shardings(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, state)

@@ -21,6 +21,11 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: config
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
 EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the run, then end")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "with --eval_only: latest, best or a step")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "of a run of several processes: HOST:PORT of process 0, the same for all"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "with --coordinator: how many there are")
+PROCESS = flags.DEFINE_integer("process", None, "with --coordinator: which this is, from 0")
 ALLOW_CHANGE = flags.DEFINE_multi_string(
     "allow_change", [], "a config field, as optim.lr, that may differ from the run being resumed"
 )
@@ -41,8 +46,14 @@ def main(argv: list[str]) -> None:
         _fail(error)
     except Exception as error:  # a file that failed to load answers so at its first use
         _fail(_explain(str(error), sys.argv))
-    with one_line_errors():
-        sys.exit(_run(config))
+    try:
+        with one_line_errors():
+            status = _run(config)
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    from dnrt_jax import parallel
+
+    parallel.leave(status)
 
 
 def _run(config) -> int:
@@ -50,10 +61,14 @@ def _run(config) -> int:
     import jax
     from clu import parameter_overview
 
-    from dnrt_jax import checkpoint, feed, problem, train
+    from dnrt_jax import checkpoint, feed, parallel, problem, train
     from dnrt_jax.workdir import Workdir
 
-    workdir = Workdir(WORKDIR.value or Path("runs") / Path(_config_path()).stem)
+    parallel.initialize(
+        COORDINATOR.value, PROCESSES.value, PROCESS.value, config.parallel.heartbeat_seconds
+    )
+    path = WORKDIR.value or Path("runs") / Path(_config_path()).stem
+    workdir = Workdir(path, is_main=parallel.is_main())
     with workdir.removed_on_error():
         if checkpoint.steps(workdir.checkpoints):
             old = schema.from_json((workdir.path / "config.json").read_text())
@@ -61,7 +76,7 @@ def _run(config) -> int:
         described = problem.load(config)
         if EVAL_ONLY.value:
             return _evaluate(described, workdir)
-        shapes = jax.eval_shape(problem.programs(described).create)
+        shapes = problem.programs(described).shapes
     stop = train.Stop()
     total = described.total_steps
     summary = workdir.read_json("summary.json")
@@ -70,22 +85,29 @@ def _run(config) -> int:
         return 0
     workdir.write_json("config.json", config.to_dict())
     workdir.write_json("classes.json", described.train.class_names)
-    print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
-    print(
-        f"{config.data.name}: {feed.size(described.train)} training and "
-        f"{feed.size(described.test)} test images of {len(described.train.class_names)} classes; "
-        f"{total} steps on {jax.device_count()} x {jax.devices()[0].device_kind}; {workdir.path}",
-        flush=True,
-    )
-    summary = train.fit(described, workdir, stop)
+    if parallel.is_main():
+        print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
+        print(
+            f"{config.data.name}: {feed.size(described.train)} training and "
+            f"{feed.size(described.test)} test images of {len(described.train.class_names)} "
+            f"classes; {total} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
+            f"in {jax.process_count()} processes; {workdir.path}",
+            flush=True,
+        )
+    try:
+        summary = train.fit(described, workdir, stop)
+    except jax.errors.JaxRuntimeError:
+        parallel.await_word(config.parallel.heartbeat_seconds)
+        raise
     if summary is None:
         return stop.status
-    print(f"Finished. {_accuracy(summary)}")
+    if parallel.is_main():
+        print(f"Finished. {_accuracy(summary)}")
     return 0
 
 
 def _evaluate(described, workdir) -> int:
-    from dnrt_jax import problem, train
+    from dnrt_jax import parallel, problem, train
     from dnrt_jax.checkpoint import CheckpointError
     from dnrt_jax.workdir import find_step
 
@@ -95,7 +117,8 @@ def _evaluate(described, workdir) -> int:
         raise CheckpointError(f"{workdir.checkpoints}: no checkpoint to evaluate; train first")
     values = problem.evaluator(described)(restored.state)
     values.pop("confusion")
-    print(f"step {restored.step} " + " ".join(f"{k}={v:.6g}" for k, v in values.items()))
+    if parallel.is_main():
+        print(f"step {restored.step} " + " ".join(f"{k}={v:.6g}" for k, v in values.items()))
     return 0
 
 

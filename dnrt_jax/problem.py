@@ -52,8 +52,10 @@ def load(config: Config) -> Problem:
     return build(config, feed.read(config, "train"), feed.read(config, "test"))
 
 
-def build(config: Config, train: feed.Split, test: feed.Split) -> Problem:
-    """The problem of a valid config on images at hand.
+def build(
+    config: Config, train: feed.Split, test: feed.Split, mesh: jax.sharding.Mesh | None = None
+) -> Problem:
+    """The problem of a valid config on images at hand; without a mesh, on all devices.
 
     Raises:
       ValueError: if the images, the devices or the model do not fit the config.
@@ -68,8 +70,9 @@ def build(config: Config, train: feed.Split, test: feed.Split) -> Problem:
         raise schema.ConfigError(
             f"config.train.batch_size={batch_size}: there are only {size} training images"
         )
-    for name, images in (("train", batch_size), ("eval", config.eval.batch_size)):
-        parallel.check_batch(f"{name}.batch_size", images, jax.device_count())
+    mesh = parallel.mesh() if mesh is None else mesh
+    parallel.check_batch("train.batch_size", batch_size, mesh.size * config.train.accumulate)
+    parallel.check_batch("eval.batch_size", config.eval.batch_size, mesh.size)
     model = models.create(
         config.model.name,
         num_classes=len(train.class_names),
@@ -80,15 +83,19 @@ def build(config: Config, train: feed.Split, test: feed.Split) -> Problem:
     )
     epoch_steps = math.ceil(size / batch_size)
     total_steps = schema.steps(config.train.epochs, config.train.steps, epoch_steps)
-    return Problem(config, train, test, model, parallel.mesh(), epoch_steps, total_steps)
+    return Problem(config, train, test, model, mesh, epoch_steps, total_steps)
 
 
 class Programs(NamedTuple):
-    """create() -> state; step(state, batch) -> (state, values); rate(step) -> learning rate."""
+    """create() -> state; step(state, batch) -> (state, values); rate(step) -> learning rate.
+
+    shapes: of the state, jax.ShapeDtypeStruct that say where each array lies.
+    """
 
     create: Callable[[], train_state.TrainState]
     step: feed.Step
     rate: optim.Schedule
+    shapes: train_state.TrainState
 
 
 def programs(problem: Problem) -> Programs:
@@ -127,9 +134,12 @@ def programs(problem: Problem) -> Programs:
         transform,
         [partial(mix, alpha=data[mix.__name__]) for mix in mixing],
         step_key,
+        parallel.split(problem.mesh, axis=1),
     )
-    whole = parallel.replicated(problem.mesh)
-    return Programs(jax.jit(create, out_shardings=whole), step, rate)
+    shapes = jax.eval_shape(create)
+    shardings = parallel.state_shardings(problem.mesh, shapes, config.parallel.fsdp)
+    shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
+    return Programs(jax.jit(create, out_shardings=shardings), step, rate, shapes)
 
 
 def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, Any]]:
@@ -141,7 +151,10 @@ def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, 
     config = problem.config
     transform = augment.eval_transform(**_pick(config.data, EVAL_FIELDS))
     num_classes = len(problem.test.class_names)
-    step = jax.jit(steps.eval_step(problem.model, config.arr, transform, num_classes))
+    step = jax.jit(
+        steps.eval_step(problem.model, config.arr, transform, num_classes),
+        out_shardings=parallel.replicated(problem.mesh),
+    )
     batches = feed.test_batches(problem.test, config, problem.mesh)
 
     def evaluate(state):

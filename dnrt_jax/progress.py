@@ -12,7 +12,7 @@ from tqdm import tqdm
 class Progress:
     """Counts steps, measures the speed of training alone, and shows records as they come."""
 
-    def __init__(self, step: int, total: int, batch_size: int):
+    def __init__(self, step: int, total: int, batch_size: int, *, is_main: bool = True):
         self._batch_size = batch_size
         self._images, self._seconds, self._warm = 0, 0.0, False
         self._bar = tqdm(
@@ -20,9 +20,10 @@ class Progress:
             initial=step,
             unit="step",
             dynamic_ncols=True,
-            disable=None if step < total else True,  # None: a bar on terminals only
+            disable=None if step < total and is_main else True,  # None: a bar on terminals only
             smoothing=0.05,
         )
+        self._is_main = is_main
 
     @contextlib.contextmanager
     def timed(self, count: int) -> Iterator[None]:
@@ -47,7 +48,7 @@ class Progress:
         if not self._bar.disable:
             postfix = f"loss {record['train/loss']:.3f}" if "train/loss" in record else ""
             self._bar.set_postfix_str(f"{postfix}, {speed:.0f} images/s" if speed else postfix)
-        if self._bar.disable or "test/acc" in record:
+        if self._is_main and (self._bar.disable or "test/acc" in record):
             tqdm.write(_line(record), file=sys.stderr)
 
     def close(self) -> None:

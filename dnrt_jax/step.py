@@ -28,67 +28,106 @@ def train_step(
     transform: Callable[[Array, Array], Array],
     mixing: Sequence[Mix],
     key: Array,
+    sharding: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Values]]:
     """Makes step(state, batch) -> (state, values); values are f32[] by name.
 
     All randomness comes from (key, state.step, position in the batch). Of several ways of `mixing`
     images and label probabilities, as mixup, each batch takes one. A step whose loss or gradient is
     not finite changes nothing but `state.step`; its values tell.
+
+    With `config.train.accumulate` the parts of the batch go through the model one after the other;
+    `sharding`, of [parts, B / parts, ...], spreads each over the devices. Their gradients add up to
+    the whole batch's, and ARR sees the samples in the same order. But dropout draws other numbers,
+    and batch norm takes the statistics of each part.
     """
     soft = bool(mixing or config.loss.label_smoothing)
+    parts = config.train.accumulate
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
         augment_key, dropout_key, mix_key, choice_key = keys
         labels, mask = batch["label"], batch["mask"]
         images = transform(jax.random.split(augment_key, labels.shape[0]), batch["image"])
-        probs = None
+        truth = labels
         if soft:
-            probs = jax.nn.one_hot(labels, model.num_classes)
-            probs = optax.smooth_labels(probs, config.loss.label_smoothing)
+            truth = jax.nn.one_hot(labels, model.num_classes)
+            truth = optax.smooth_labels(truth, config.loss.label_smoothing)
         if mixing:
             choice = jax.random.randint(choice_key, (), 0, len(mixing))
-            images, probs = jax.lax.switch(choice, mixing, mix_key, images, probs)
+            images, truth = jax.lax.switch(choice, mixing, mix_key, images, truth)
+        size = jnp.maximum(mask.sum(), 1)
+        differentiate = jax.grad(loss_fn, has_aux=True)
 
-        def loss_fn(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats"]
-                if state.centroids is None
-                else ["batch_stats", "responses"],
+        def part_of_step(carry, part):
+            grads, values, batch_stats, centroids = carry
+            new_grads, (new_values, batch_stats, centroids) = differentiate(
+                state.params, batch_stats, centroids, part, size
             )
-            loss_ce = _mean(cross_entropy(logits, labels if probs is None else probs), mask)
-            values = {"loss_ce": loss_ce, "acc": _mean(logits.argmax(-1) == labels, mask)}
-            centroids = None
-            loss = loss_ce
-            if state.centroids is not None:
-                targets, centroids = arr.update(
-                    state.centroids,
-                    updates["responses"],
-                    labels,
-                    momentum=config.arr.momentum,
-                    rule=config.arr.rule,
-                    target=config.arr.target,
-                    mask=mask,
-                )
-                values["loss_arr"] = arr.loss(
-                    updates["responses"], targets, mask=mask, average=config.arr.average
-                )
-                loss += config.arr.weight * values["loss_arr"]
-            return loss, (values, updates.get("batch_stats", {}), centroids)
+            grads, values = jax.tree.map(jnp.add, (grads, values), (new_grads, new_values))
+            return (grads, values, batch_stats, centroids), None
 
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (values, batch_stats, centroids)), grads = grad_fn(state.params)
+        whole = (images, truth, labels, mask)
+        if parts == 1:
+            grads, (values, batch_stats, centroids) = differentiate(
+                state.params, state.batch_stats, state.centroids, (*whole, dropout_key), size
+            )
+        else:
+            cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
+            whole = jax.lax.with_sharding_constraint(jax.tree.map(cut, whole), sharding)
+            split_up = (*whole, jax.random.split(dropout_key, parts))
+            first = jax.tree.map(lambda x: x[0], split_up)
+            _, (values, _, _) = jax.eval_shape(
+                differentiate, state.params, state.batch_stats, state.centroids, first, size
+            )
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, values))
+            # XLA:CPU runs convolutions in a loop some thirty times slower than out of it.
+            (grads, values, batch_stats, centroids), _ = jax.lax.scan(
+                part_of_step,
+                (*zeros, state.batch_stats, state.centroids),
+                split_up,
+                unroll=jax.default_backend() == "cpu",
+            )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        values |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        values["grad_norm"] = optax.tree.norm(grads)
         moved = TrainState(state.step, params, batch_stats, opt_state, centroids)
         finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["grad_norm"])
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
         return state.replace(step=state.step + 1), values
+
+    def loss_fn(params, batch_stats, centroids, part, size):
+        """The part's share of the mean loss over the batch's `size` samples."""
+        images, truth, labels, mask, dropout_key = part
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"] if centroids is None else ["batch_stats", "responses"],
+        )
+        mean = lambda x: jnp.where(mask, x, 0).sum() / size
+        values = {
+            "loss_ce": mean(cross_entropy(logits, truth)),
+            "acc": mean(logits.argmax(-1) == labels),
+        }
+        values["loss"] = values["loss_ce"]
+        if centroids is not None:
+            targets, centroids = arr.update(
+                centroids,
+                updates["responses"],
+                labels,
+                momentum=config.arr.momentum,
+                rule=config.arr.rule,
+                target=config.arr.target,
+                mask=mask,
+            )
+            distance = arr.loss(
+                updates["responses"], targets, mask=mask, average=config.arr.average
+            )
+            values["loss_arr"] = distance * (mask.sum() / size)
+            values["loss"] += config.arr.weight * values["loss_arr"]
+        return values["loss"], (values, updates.get("batch_stats", {}), centroids)
 
     return step
 
@@ -159,7 +198,3 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def _mean(x: Array, mask: Array) -> Array:
-    return jnp.where(mask, x, 0).sum() / jnp.maximum(mask.sum(), 1)

@@ -30,8 +30,9 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status: 128 + the signal's number, as shells have it."""
-        return 128 + self.signal
+        """The exit status: 128 + the signal's number, as shells have it; another process may have
+        been the one to get it."""
+        return 128 + (self.signal or signal.SIGTERM)
 
     def _catch(self, number, frame):
         if self.signal:
@@ -52,13 +53,14 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
     config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
     fns, evaluate = programs(problem), evaluator(problem)
     state, step, window = _start(fns, problem, workdir)
-    images = feed.training(problem.train, config, fns.step, problem.mesh)
+    images = feed.training(problem.train, config, fns.step, fns.shapes)
     log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
     eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
     best_step = _best_step(workdir)
-    progress = Progress(step, total, config.train.batch_size)
+    progress = Progress(step, total, config.train.batch_size, is_main=parallel.is_main())
+    stopping = False
 
-    while step < total and not stop.signal:
+    while step < total and not stopping:
         ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
         count = min(dispatch, total - step, *(end - step for end in ends))
         with progress.timed(count):
@@ -67,6 +69,7 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
             window.setdefault(name, []).extend(column.astype(float).tolist())
         _check_finite(window, step + count)
         step += count
+        stopping = parallel.any_process(bool(stop.signal))
 
         last = step == total
         record: dict[str, Any] = {"step": step, "epoch": step / epoch_steps}
@@ -84,7 +87,7 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
             progress.show(record)
         if "test/acc" in record:
             best_step = _best_step(workdir)
-        if step % save_every == 0 or last or stop.signal or step == best_step:
+        if step % save_every == 0 or last or stopping or step == best_step:
             text = schema.to_json(config)
             checkpoint.save(workdir.checkpoints, state, step, config=text, extra={"window": window})
             checkpoint.keep(workdir.checkpoints, config.train.keep, best_step)
@@ -99,10 +102,7 @@ def _best_step(workdir: Workdir) -> int | None:
 
 def restore(problem: Problem, workdir: Workdir, step: int | None = None):
     """The checkpoint of `step`, or the newest one that is whole; None if there is none."""
-    create, whole = programs(problem).create, parallel.replicated(problem.mesh)
-    shapes = jax.eval_shape(create)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-    return checkpoint.restore(workdir.checkpoints, target, step)
+    return checkpoint.restore(workdir.checkpoints, programs(problem).shapes, step)
 
 
 def _start(fns: Programs, problem: Problem, workdir: Workdir):
@@ -146,7 +146,8 @@ def _check_finite(window: dict[str, list[float]], step: int) -> None:
 
 def _summarize(workdir: Workdir, state) -> dict[str, Any]:
     records = workdir.records()
-    plots.curves(records, workdir.path / "curves.png")
+    if parallel.is_main():
+        plots.curves(records, workdir.path / "curves.png")
     summary = {
         "step": int(state.step),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),

@@ -30,14 +30,23 @@ class WorkdirError(RuntimeError):
 class Workdir:
     """Opens, or makes, the folder of a run and holds its lock until the process ends.
 
+    Of a run's several processes, which share the folder, only the main one locks and writes.
+
     Raises:
       WorkdirError: if the path is a file, not writable, or in use by another run.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, is_main: bool = True):
         self.path = Path(path).expanduser()
         self.checkpoints = self.path / "checkpoints"
-        self._is_new = not self.path.exists()
+        self._is_main = is_main
+        self._is_new = is_main and not self.path.exists()
+        self._records = read_records(self.path)
+        self._writer: tensorboardX.SummaryWriter | None = None
+        if is_main:
+            self._acquire(path)
+
+    def _acquire(self, path: str | Path) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -52,7 +61,6 @@ class Workdir:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
-        self._writer: tensorboardX.SummaryWriter | None = None
 
     @contextmanager
     def removed_on_error(self) -> Iterator[None]:
@@ -65,7 +73,8 @@ class Workdir:
             raise
 
     def write_json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
+        if self._is_main:
+            write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """The content of a file of this folder; None if there is none."""
@@ -73,16 +82,21 @@ class Workdir:
         return json.loads(path.read_text()) if path.exists() else None
 
     def records(self) -> list[dict[str, Any]]:
-        return read_records(self.path)
+        return self._records
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`: the run takes those steps again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(kept))
-        self._writer = tensorboardX.SummaryWriter(str(self.path), purge_step=step + 1)
+        self._records = [record for record in self._records if record["step"] <= step]
+        if self._is_main:
+            lines = (json.dumps(record) + "\n" for record in self._records)
+            write_atomically(self.path / "metrics.jsonl", "".join(lines))
+            self._writer = tensorboardX.SummaryWriter(str(self.path), purge_step=step + 1)
 
     def record(self, values: dict[str, Any]) -> None:
         """Appends one record, with its `step`, to metrics.jsonl and to TensorBoard."""
+        self._records.append(values)
+        if not self._is_main:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
         assert self._writer is not None, "rewind() opens the records"
@@ -93,7 +107,8 @@ class Workdir:
     def close(self) -> None:
         if self._writer:
             self._writer.close()
-        self._lock.close()
+        if self._is_main:
+            self._lock.close()
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

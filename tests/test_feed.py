@@ -42,7 +42,7 @@ def changed(config, **values):
 def train(config):
     described = problem.load(config)
     fns = problem.programs(described)
-    images = feed.training(described.train, config, fns.step, described.mesh)
+    images = feed.training(described.train, config, fns.step, fns.shapes)
     state, losses = fns.create(), []
     for start in (0, 3):  # three steps an epoch
         state, values = images.run(state, start, 3)
@@ -73,7 +73,7 @@ def test_a_stream_trains_and_evaluates_as_memory_does(in_memory, streamed):
 def test_many_steps_a_dispatch_train_as_one_by_one(in_memory):
     described, _, losses = in_memory
     fns = problem.programs(described)
-    images = feed.FromMemory(described.train, described.config, fns.step, described.mesh)
+    images = feed.FromMemory(described.train, described.config, fns.step, fns.shapes)
     state, values = images.run(fns.create(), 0, 2)
     assert values["loss"].shape == (2,)
     state, more = images.run(state, 2, 1)
@@ -83,9 +83,9 @@ def test_many_steps_a_dispatch_train_as_one_by_one(in_memory):
 def test_a_stream_goes_on_where_a_run_was_stopped(streamed):
     described, _, losses = streamed
     fns = problem.programs(described)
-    first = feed.training(described.train, described.config, fns.step, described.mesh)
+    first = feed.training(described.train, described.config, fns.step, fns.shapes)
     state, _ = first.run(fns.create(), 0, 2)
-    second = feed.training(described.train, described.config, fns.step, described.mesh)
+    second = feed.training(described.train, described.config, fns.step, fns.shapes)
     _, values = second.run(state, 2, 1)
     assert values["loss"].tolist() == losses[2:3]
 

@@ -47,7 +47,7 @@ def trainer(config: Config, num_classes: int, steps: int) -> Callable[[], None]:
     data = Dataset(images_of(config), labels.astype(np.int32), tuple(map(str, range(num_classes))))
     described = problem.build(config, data, data)
     programs = problem.programs(described)
-    feeder = feed.training(data, config, programs.step, described.mesh)
+    feeder = feed.training(data, config, programs.step, programs.shapes)
     state, taken = programs.create(), 0
 
     def run():
