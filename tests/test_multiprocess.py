@@ -1,0 +1,162 @@
+"""Real processes on loopback: the program on two hosts is the program on one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STEPS = 30
+SMALL = [
+    "--config.model.embed_dim=16",
+    "--config.model.depth=2",
+    "--config.model.num_heads=2",
+    f"--config.train.steps={STEPS}",
+    "--config.train.batch_size=64",
+    "--config.train.log_steps=1",
+    "--config.train.eval_steps=30",
+    "--config.train.checkpoint_steps=10",
+    "--config.optim.warmup_steps=5",
+    "--config.eval.batch_size=360",
+]
+LOST = 75
+
+
+def start(workdir, processes, devices, *arguments):
+    """The program in `processes` processes of `devices` devices each, in one folder."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
+    program = [sys.executable, "-m", "dnrt_jax.main", "--config=configs/digits.py"]
+    program += [f"--workdir={workdir}", *SMALL, *arguments]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        program += [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+    places = [[f"--process={i}"] for i in range(processes)] if processes > 1 else [[]]
+    return [
+        subprocess.Popen(
+            program + place,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in places
+    ]
+
+
+def finish(running, timeout=240):
+    """(exit status, standard error) of each."""
+    answers = []
+    for process in running:
+        try:
+            _, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            for other in running:
+                other.kill()
+            raise
+        answers.append((process.returncode, errors))
+    return answers
+
+
+def run(*args):
+    answers = finish(start(*args))
+    assert all(status == 0 for status, _ in answers), answers
+
+
+def losses(workdir):
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return {r["step"]: r["train/loss"] for r in map(json.loads, lines)}
+
+
+def wait_for_step(workdir, step, running):
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and all(p.poll() is None for p in running):
+        if (Path(workdir) / "checkpoints" / str(step) / "manifest.json").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no checkpoint {step}: {finish(running, 1)}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The losses of the run on one device of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run(workdir, 1, 1)
+    return losses(workdir)
+
+
+def same(workdir, expected):
+    seen = losses(workdir)
+    assert seen.keys() == expected.keys()
+    np.testing.assert_allclose(list(seen.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("devices", "fsdp"), [(1, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
+def test_two_processes_equal_one(alone, tmp_path, devices, fsdp):
+    run(tmp_path / "run", 2, devices, f"--config.parallel.fsdp={fsdp}")
+    same(tmp_path / "run", alone)
+    assert len(list((tmp_path / "run").glob("events*"))) == 1  # one process wrote
+
+
+def test_a_lost_process_is_named_and_the_run_goes_on_elsewhere(alone, tmp_path):
+    workdir = tmp_path / "run"
+    running = start(workdir, 2, 4, "--config.parallel.heartbeat_seconds=5")
+    wait_for_step(workdir, 10, running)
+    running[1].kill()
+    killed = time.monotonic()
+    status, errors = finish(running)[0]
+    assert time.monotonic() - killed < 2 * 5 + 60
+    assert status == LOST, errors
+    assert "error: process 1 of this run was lost" in errors
+    run(workdir, 1, 1)  # of eight devices in two processes, to one
+    same(workdir, alone)
+
+
+def test_a_signal_to_one_process_saves_on_all(alone, tmp_path):
+    workdir = tmp_path / "run"
+    running = start(workdir, 2, 1)
+    wait_for_step(workdir, 10, running)
+    running[1].send_signal(signal.SIGTERM)
+    assert [status for status, _ in finish(running)] == [128 + signal.SIGTERM] * 2
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert 10 <= saved < STEPS
+    assert max(losses(workdir)) == saved
+    run(workdir, 2, 1)
+    same(workdir, alone)
+
+
+@pytest.mark.slow
+def test_from_eight_devices_to_one_to_two_processes_and_back(alone, tmp_path):
+    workdir = tmp_path / "run"
+    for processes, devices, until in [(1, 8, 10), (1, 1, 20), (2, 4, 30)]:
+        running = start(workdir, processes, devices)
+        if until == STEPS:
+            assert [status for status, _ in finish(running)] == [0] * processes
+        else:
+            wait_for_step(workdir, until, running)
+            running[0].send_signal(signal.SIGTERM)
+            assert finish(running)[0][0] == 128 + signal.SIGTERM
+    same(workdir, alone)
+
+
+def test_half_an_address_is_answered(tmp_path):
+    (answer,) = finish(start(tmp_path / "run", 1, 1, "--coordinator=localhost:1"))
+    assert answer[0] == 1
+    assert answer[1].splitlines() == [
+        "error: give --coordinator, --processes and --process together"
+    ]
