@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dnrt_jax.benchmark import __main__ as program
-from dnrt_jax.benchmark import augment, loader, step, timing, training
+from dnrt_jax.benchmark import augment, loader, scaling, step, timing, training
 from dnrt_jax.data import datasets
 
 KEYS = {"benchmark", "case", "device", "ours", "other", "ratio", "unit", "n"}
@@ -186,6 +186,25 @@ def test_the_loader_runs_alone_where_torch_is_missing(photos, monkeypatch, capsy
     assert {"images/s", "images/s/worker"} <= {row.unit for row in rows}
     assert all(row.ours > 0 and row.other is None and row.ratio is None for row in rows)
     assert "pip install torch" in capsys.readouterr().err
+
+
+def test_collectives_are_counted_by_kind_in_bytes():
+    text = """
+      %a = (f32[10,4]{1,0}, s32[10]{0}) all-reduce(%x, %y), replica_groups={}
+      ROOT %b = bf16[8]{0} all-gather-start(%z), dimensions={0}
+      %c = f32[] all-reduce(%w)
+      %d = f32[99] add(%a, %b)"""
+    assert scaling.collectives(text) == {"all-reduce": (2, 160 + 40 + 4), "all-gather": (1, 16)}
+
+
+def test_a_step_for_many_devices_is_planned(capsys):
+    options = ["--model=mlp", "--devices", "4", "--batch_per_device=2", "--link_gb_per_s", "10"]
+    values = {row["case"]: row["ours"] for row in run(capsys, "scaling", *options)}
+    gradients = 4 * 2_613_227 / 1e6  # of the mlp with 1000 classes and RAA, in MB
+    (reduced,) = (v for k, v in values.items() if "replicated" in k and "all-reduce" in k)
+    assert gradients <= reduced <= 1.6 * gradients  # the class means and counts come on top
+    assert values["4 devices, fsdp"] < values["4 devices, replicated"]
+    assert 0 < values["4 devices, fsdp: share at 10 GB/s"] < 1
 
 
 def test_the_peer_makes_normalised_batches(photos):

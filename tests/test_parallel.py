@@ -1,7 +1,5 @@
 """A run means the same on any number of devices, however its state is laid out."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 
 from dnrt_jax import arr, feed, parallel, problem
 from dnrt_jax import config as schema
+from dnrt_jax.benchmark.scaling import collectives
 from dnrt_jax.data.datasets import Dataset
 
 VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -119,13 +118,7 @@ def moved_bytes(rule):
         return arr.loss(responses, targets), centroids
 
     compiled = jax.jit(step, out_shardings=whole).lower(centroids, responses, labels).compile()
-    found: dict[str, int] = {}
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text()):
-        for _, size, dims in re.findall(r"([a-z]+)(\d+)\[([\d,]*)\]", shapes):
-            count = np.prod([int(n) for n in dims.split(",") if n], dtype=int)
-            found[kind] = found.get(kind, 0) + int(size) // 8 * int(count)
-    return found
+    return {kind: size for kind, (_, size) in collectives(compiled.as_text()).items()}
 
 
 def test_the_centroid_rule_moves_class_sums_and_counts_only():

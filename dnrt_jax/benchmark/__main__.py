@@ -3,6 +3,7 @@
     step      a training step: GELU, RAA, GELU+ARR, RAA+ARR
     augment   the augmentation alone, and its share of a training step
     loader    the streaming loader against a torch DataLoader
+    scaling   the training step compiled for many devices: memory, collectives, predicted time
 
 A row shows medians over rounds in which all sides take turns, the median ratio of two sides in the
 same round, and the quartiles of that ratio. --json prints one object a line with benchmark, case,
@@ -20,7 +21,7 @@ from typing import NoReturn
 from dnrt_jax.benchmark.timing import Result
 from dnrt_jax.cli import one_line_errors
 
-SUBCOMMANDS = ("step", "augment", "loader")
+SUBCOMMANDS = ("step", "augment", "loader", "scaling")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,8 +79,11 @@ def _options(name: str, benchmark, options: Sequence[str]) -> argparse.Namespace
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args(options)
     for option, value in vars(args).items():
-        if type(value) is int and value < 1 and option != "workers":
-            parser.error(f"--{option}={value}: must be 1 or more")
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) is int and number < 1 and option != "workers":
+                parser.error(f"--{option}={number}: must be 1 or more")
+            if type(number) is float and not number > 0:
+                parser.error(f"--{option}={number}: must be above 0")
     return args
 
 
