@@ -140,10 +140,15 @@ def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
     return Restored(state, manifest["step"], manifest["extra"], manifest["config"])
 
 
-def keep(folder: Path, newest: int, also: int | None = None) -> None:
-    """Deletes all but the `newest` last checkpoints and the step `also`, and leftovers of kills."""
+def keep(folder: Path, newest: int, step: int, also: int | None = None) -> None:
+    """Deletes all but the `newest` last checkpoints up to `step` and the one of step `also`.
+
+    Leftovers of kills go too, and what lies beyond `step`, just saved: it was damaged, or else the
+    run would have gone on from there.
+    """
     if jax.process_index() == 0 and folder.exists():
-        kept = {str(step) for step in [*steps(folder)[-newest:], also]}
+        known = [known for known in steps(folder) if known <= step]
+        kept = {str(kept) for kept in [*known[-newest:], also]}
         for path in folder.iterdir():
             if path.name not in kept:
                 # Without its manifest it is a leftover, should the deletion be cut short.

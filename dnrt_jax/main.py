@@ -77,6 +77,7 @@ def _run(config) -> int:
         if EVAL_ONLY.value:
             return _evaluate(described, workdir)
         shapes = problem.programs(described).shapes
+        workdir.check_space(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
     stop = train.Stop()
     total = described.total_steps
     summary = workdir.read_json("summary.json")

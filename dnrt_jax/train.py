@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dnrt_jax import checkpoint, convert, feed, parallel, plots
 from dnrt_jax import config as schema
@@ -52,7 +54,7 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
     """
     config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
     fns, evaluate = programs(problem), evaluator(problem)
-    state, step, window = _start(fns, problem, workdir)
+    state, step, (window, skipped) = _start(fns, problem, workdir)
     images = feed.training(problem.train, config, fns.step, fns.shapes)
     log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
     eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
@@ -65,16 +67,25 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
         count = min(dispatch, total - step, *(end - step for end in ends))
         with progress.timed(count):
             state, values = images.run(state, step, count)
+        finite = _finite(values, step, config.train.on_nonfinite == "stop")
+        skipped += int((~finite).sum())
+        if skipped > config.train.max_skipped:
+            raise NonFiniteError(
+                f"step {step + count}: {skipped} steps were skipped, more than "
+                f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is whole"
+            )
         for name, column in values.items():
-            window.setdefault(name, []).extend(column.astype(float).tolist())
-        _check_finite(window, step + count)
+            window.setdefault(name, []).extend(column[finite].astype(float).tolist())
         step += count
         stopping = parallel.any_process(bool(stop.signal))
 
         last = step == total
         record: dict[str, Any] = {"step": step, "epoch": step / epoch_steps}
         if step % log_every == 0 or step % eval_every == 0 or last:
-            record |= {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in window.items()}
+            means = {name: math.fsum(xs) / len(xs) for name, xs in window.items() if xs}
+            record |= {f"train/{name}": mean for name, mean in means.items()}
+            if config.train.on_nonfinite == "skip":
+                record["train/skipped"] = skipped
             record["train/lr"] = float(fns.rate(step - 1))
             record["train/images_per_sec"] = progress.images_per_sec()
             window = {}
@@ -88,9 +99,12 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
         if "test/acc" in record:
             best_step = _best_step(workdir)
         if step % save_every == 0 or last or stopping or step == best_step:
+            if not _is_finite(state):
+                raise NonFiniteError(f"step {step}: a parameter or a mean is not finite; not saved")
             text = schema.to_json(config)
-            checkpoint.save(workdir.checkpoints, state, step, config=text, extra={"window": window})
-            checkpoint.keep(workdir.checkpoints, config.train.keep, best_step)
+            extra = {"window": window, "skipped": skipped}
+            checkpoint.save(workdir.checkpoints, state, step, config=text, extra=extra)
+            checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
     progress.close()
     return _summarize(workdir, state) if step == total else None
 
@@ -106,14 +120,15 @@ def restore(problem: Problem, workdir: Workdir, step: int | None = None):
 
 
 def _start(fns: Programs, problem: Problem, workdir: Workdir):
-    """(state, step, window) to go on with."""
+    """(state, step, (window, skipped)) to go on with."""
     restored = restore(problem, workdir)
     if restored is None:
         workdir.rewind(0)
-        return initial_state(fns, problem), 0, {}
+        return initial_state(fns, problem), 0, ({}, 0)
     logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
     workdir.rewind(restored.step)
-    return restored.state, restored.step, restored.extra["window"]
+    window, skipped = restored.extra["window"], restored.extra.get("skipped", 0)
+    return restored.state, restored.step, (window, skipped)
 
 
 def initial_state(fns: Programs, problem: Problem):
@@ -133,15 +148,33 @@ def initial_state(fns: Programs, problem: Problem):
     return state.replace(params=params, batch_stats=batch_stats)
 
 
-def _check_finite(window: dict[str, list[float]], step: int) -> None:
-    for name, values in window.items():
-        for back, value in enumerate(reversed(values)):
-            if not math.isfinite(value):
-                cause = ", ".join(f"{k}={v[-1 - back]:g}" for k, v in window.items())
-                raise NonFiniteError(
-                    f"{name} is not finite at step {step - back} ({cause}); lower config.optim.lr "
-                    "or look at the data; the last checkpoint is whole"
-                )
+@jax.jit
+def _is_finite(state: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
+    """Which of the steps from `step` on were finite, bool[n]: the others changed nothing.
+
+    Raises:
+      NonFiniteError: with `stop`, at the first that was not.
+    """
+    finite = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
+    for i in np.flatnonzero(~finite):
+        seen = {name: float(column[i]) for name, column in values.items()}
+        # A gradient may overflow where the losses do not, and a sum only if one of its terms does.
+        terms = ("loss_ce", "loss_arr", "loss", "grad_norm")
+        cause = next(t for t in terms if t in seen and not math.isfinite(seen[t]))
+        listed = ", ".join(f"{name}={value:g}" for name, value in seen.items())
+        line = f"{cause} is not finite at step {step + i + 1} ({listed})"
+        if stop:
+            raise NonFiniteError(
+                f"{line}; lower config.optim.lr or look at the data, or go on without such steps "
+                "with --config.train.on_nonfinite=skip; the last checkpoint is whole"
+            )
+        logging.warning("%s: skipped", line)
+    return finite
 
 
 def _summarize(workdir: Workdir, state) -> dict[str, Any]:

@@ -62,6 +62,16 @@ class Workdir:
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
 
+    def check_space(self, checkpoint_bytes: int) -> None:
+        """Raises a WorkdirError unless two checkpoints of that size fit: a new one is whole before
+        an old one goes."""
+        free, needed = shutil.disk_usage(self.path).free, 2 * checkpoint_bytes
+        if self._is_main and free < needed:
+            raise WorkdirError(
+                f"--workdir={self.path}: {free / 1e6:.1f} MB are free, two checkpoints take "
+                f"{needed / 1e6:.1f} MB; make room or choose another"
+            )
+
     @contextmanager
     def removed_on_error(self) -> Iterator[None]:
         """Around what may find that there is no run: takes a folder away that was made for it."""

@@ -102,12 +102,19 @@ def test_all_damaged_is_an_error_not_a_fresh_start(folder, state):
 def test_a_save_cut_short_leaves_the_older_step_and_is_swept(folder, state):
     (folder / "3" / checkpoint.MANIFEST).unlink()
     assert checkpoint.restore(folder, target(state)).step == 2
-    checkpoint.keep(folder, 1)
+    checkpoint.keep(folder, 1, 3)
     assert [path.name for path in folder.iterdir()] == ["2"]
 
 
+def test_a_damaged_newer_checkpoint_never_displaces_an_older_whole_one(folder, state):
+    (folder / "3" / checkpoint.MANIFEST).write_text("{}")
+    assert checkpoint.restore(folder, target(state)).step == 2
+    checkpoint.keep(folder, 1, step=2)  # the run went on from 2
+    assert checkpoint.steps(folder) == [2]
+
+
 def test_the_last_n_and_the_best_are_kept(folder):
-    checkpoint.keep(folder, 1, also=1)
+    checkpoint.keep(folder, 1, 3, also=1)
     assert checkpoint.steps(folder) == [1, 3]
 
 

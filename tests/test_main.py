@@ -9,68 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--config.model.embed_dim=16",
-    "--config.model.depth=2",
-    "--config.model.num_heads=2",
-    "--config.model.drop_path_rate=0.1",
-    "--config.data.crop=pad",
-    "--config.data.pad=1",
-    "--config.train.steps=44",
-    "--config.train.batch_size=128",
-    "--config.train.log_steps=7",
-    "--config.train.eval_steps=10",
-    "--config.train.checkpoint_steps=5",
-    "--config.train.dispatch_steps=4",
-    "--config.optim.warmup_steps=5",
-]
-
-
-def command(workdir, *arguments, config="configs/digits.py"):
-    program = [sys.executable, "-m", "dnrt_jax.main", f"--config={config}", f"--workdir={workdir}"]
-    return [*program, *SMALL, *arguments]
-
-
-def environment():
-    flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    return {k: v for k, v in os.environ.items() if k != "DATA_DIR"} | flags
-
-
-def run(*args, **kwargs):
-    return subprocess.run(
-        command(*args, **kwargs), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-
-
-def content(workdir):
-    """Arrays of the last checkpoint, and records without their timings."""
-    (last,) = sorted(Path(workdir, "checkpoints").glob("44/manifest.json"))
-    manifest = json.loads(last.read_text())
-    records = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        record.pop("train/images_per_sec", None)
-    return load_arrays(last.parent), manifest["tree"], records
-
-
-def load_arrays(step):
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        return {k: np.asarray(v) for k, v in checkpointer.restore(step / "arrays").items()}
-
-
-def assert_same_run(a, b):
-    (arrays_a, tree_a, records_a), (arrays_b, tree_b, records_b) = content(a), content(b)
-    assert tree_a == tree_b
-    assert records_a == records_b
-    for name, value in arrays_a.items():
-        np.testing.assert_array_equal(value, arrays_b[name], err_msg=name)
+from runs import ROOT, assert_same_run, command, environment, run
 
 
 @pytest.fixture(scope="module")

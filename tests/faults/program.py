@@ -1,0 +1,157 @@
+"""The training program with one fault injected: python tests/faults/program.py FAULT FLAG ...
+
+The program itself knows nothing of this: a function of it is replaced before it starts.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import app
+
+from dnrt_jax import checkpoint, feed, main, metrics, train, workdir
+
+
+def before(owner, name, action, at=1):
+    """Calls `action` before the `at`-th call of owner.name."""
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == at:
+            action()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def after(owner, name, action, at=1):
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls[0] += 1
+        if calls[0] == at:
+            action()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask_to_stop():
+    print(f"signal {time.time()}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def twice():
+    ask_to_stop()
+    ask_to_stop()
+
+
+def half_a_sweep(folder, **_):
+    """Deletes one file of a checkpoint, then dies."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    if files:
+        files[0].unlink()
+        die()
+
+
+def poisoned(change, at):
+    """Changes the state, or the batch, that the dispatch from step `at` on gets."""
+    original = feed.ByBatch.run
+
+    def run(self, state, start, count):
+        if start <= at < start + count:
+            state = change(self, state)
+        return original(self, state, start, count)
+
+    feed.ByBatch.run = run
+
+
+def nan_parameter(_, state):
+    params = jax.tree.map(lambda x: x, state.params)
+    params["head"]["kernel"] = params["head"]["kernel"].at[0, 0].set(np.nan)
+    return state.replace(params=params)
+
+
+def bad_label_at(step):
+    """Labels of -1 in the batch of one step, which JAX's cross-entropy takes for the last class."""
+    original = feed._drawn
+
+    def drawn(split, config, start):
+        for i, batch in enumerate(original(split, config, start)):
+            if start + i == step:
+                batch["label"] = np.full_like(batch["label"], -1)
+            yield batch
+
+    feed._drawn = drawn
+
+
+def full_disk(owner, name, at):
+    def action():
+        raise OSError(28, "No space left on device")
+
+    before(owner, name, action, at)
+
+
+def clock_and_host():
+    """A clock that goes back by a day at every call, and a host of another name."""
+    start, calls = time.time(), [0]
+
+    def jumping():
+        calls[0] += 1
+        return start - 86400 * calls[0]
+
+    time.time = jumping
+    socket.gethostname = lambda: "elsewhere"
+
+
+def resident():
+    """Prints resident megabytes at every record of training."""
+    original = workdir.Workdir.record
+    page = os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def record(self, values):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        print(f"resident {values['step']} {pages * page}", flush=True)
+        original(self, values)
+
+    workdir.Workdir.record = record
+
+
+FAULTS = {
+    "none": lambda: None,
+    "kill in arrays": lambda: after(ocp.StandardCheckpointer, "save", die, 2),
+    "kill before manifest": lambda: before(checkpoint, "_digest", die, 3),
+    "kill before rename": lambda: before(Path, "replace", die, 7),
+    "kill in verify": lambda: before(checkpoint, "verify", die, 2),
+    "kill in sweep": lambda: setattr(shutil, "rmtree", half_a_sweep),
+    "stop in compile": lambda: before(train, "evaluator", ask_to_stop),
+    "stop in step": lambda: before(feed.ByBatch, "run", ask_to_stop, 3),
+    "stop in evaluation": lambda: before(metrics, "classification", ask_to_stop),
+    "stop in save": lambda: before(checkpoint, "_checksums", ask_to_stop),
+    "stop twice": lambda: before(checkpoint, "_checksums", twice, 3),
+    "nan parameter": lambda: poisoned(nan_parameter, 12),
+    "bad label": lambda: bad_label_at(12),
+    "disk full at save": lambda: full_disk(checkpoint, "write_atomically", 2),
+    "disk full at record": lambda: full_disk(workdir.Workdir, "record", 3),
+    "no space": lambda: setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1)),
+    "clock and host": clock_and_host,
+    "resident": resident,
+}
+
+if __name__ == "__main__":
+    FAULTS[sys.argv.pop(1)]()
+    app.run(main.main, flags_parser=main._parse)
