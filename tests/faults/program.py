@@ -107,7 +107,7 @@ def full_disk(owner, name, at):
 
 
 def clock_and_host():
-    """A clock that goes back by a day, once more in the middle of training, and another host name."""
+    """A clock that goes back by a day, again in the middle of training, and another host."""
     now, days = time.time, [1]
     time.time = lambda: now() - 86400 * days[0]
     before(feed.ByBatch, "run", lambda: days.append(days.pop() + 1), 3)
