@@ -103,3 +103,30 @@ def test_a_resumed_run_may_log_otherwise_but_not_be_another():
 def test_steps_win_over_epochs():
     assert schema.steps(2.5, 0, 10) == 25
     assert schema.steps(2.5, 7, 10) == 7
+
+
+@pytest.mark.parametrize("name", schema.FIELDS)
+def test_a_resumed_run_keeps_what_its_weights_depend_on(name):
+    old, new = schema.default(), schema.default()
+    section, _, key = name.rpartition(".")
+    (new[section] if section else new).update({key: _another(name)})
+    if name in schema.FREE_ON_RESUME:
+        schema.check_resume(old, new, ())
+        return
+    with pytest.raises(schema.ConfigError, match=rf"{name} was .*, is .*; choose"):
+        schema.check_resume(old, new, ())
+    schema.check_resume(old, new, (name,))
+    schema.check_resume(old, schema.from_json(schema.to_json(old)), ())
+
+
+def _another(name):
+    """A value of the field that is not its default."""
+    default, rule, _ = schema.FIELDS[name]
+    candidates = {
+        float: (0.25, 0.75),
+        int: (3, 4),
+        bool: (True, False),
+        tuple: ((0.3,), (0.4, 0.6)),
+    }
+    known = candidates.get(rule.type, ("stop", "skip", "other"))
+    return next(value for value in known if value != default)

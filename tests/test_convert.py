@@ -267,6 +267,7 @@ OVERLAPPING = WHOLE.replace(b"[0,12]", b"[4,16]")
         WHOLE[:20],
         OVERLAPPING,
         struct.pack("<Q", 2**62) + b"{}",  # a header of exabytes
+        struct.pack("<Q", 10 * 2**30) + b"{}" + bytes(100),  # one of 10 GB
         struct.pack("<Q", len(FLOAT8)) + FLOAT8 + b"x",
     ],
 )
