@@ -59,7 +59,7 @@ RANGE = Rule(tuple, lambda x: len(x) == 2 and 0 < x[0] <= x[1], "two numbers, (l
 FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "seed": (42, _integer(0), "of parameters, data order, augmentation and dropout"),
     "init_from": ("", TEXT, "weights to start from: .safetensors, .pth, a run; empty for none"),
-    "model.name": ("vit_tiny_patch4_32", NAME, "see dnrt_jax.models.registry()"),
+    "model.name": ("vit_tiny_patch4_32", NAME, "see docs/models.md"),
     "model.act": ("raa", NAME, "activation; see dnrt_jax.activations.names()"),
     "model.dtype": ("float32", _choice("float32", "bfloat16"), "of the computation"),
     "model.patch_size": (None, _integer(1), "pixels"),
@@ -95,12 +95,28 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "data.cutmix": (0.0, FROM_0, "alpha of cutmix; with mixup too, one of them by chance"),
     "data.imbalance": (0, _integer(0), "long tail: largest class by smallest; 0 for none"),
     "data.on_error": ("stop", _choice("stop", "skip"), "on a broken image"),
+    "data.features": (
+        "raw",
+        _choice("raw", "rows", "zscore"),
+        "of a graph's nodes: as they are, rows that add up to 1, or columns standardised",
+    ),
+    "data.self_loops": (False, FLAG, "a graph: every node is its own neighbour too"),
+    "data.fanout": (
+        (),
+        Rule(tuple, lambda x: all(isinstance(n, int) and n > 0 for n in x), "numbers from 1"),
+        "a graph: neighbours drawn a layer, as (10, 10); empty for all of the graph at once",
+    ),
     "data.loader": (
         "auto",
         _choice("auto", "memory", "stream"),
         "auto: stream what is above 4 GiB",
     ),
     "data.workers": (0, _integer(0), "processes that decode a stream; 0: a thread"),
+    "loss.name": (
+        "cross_entropy",
+        _choice("cross_entropy", "balanced_softmax"),
+        "balanced_softmax: with the log counts of the classes added at training",
+    ),
     "loss.label_smoothing": (0.0, RATE, "of the cross-entropy; ARR keeps the hard labels"),
     "arr.weight": (20.0, FROM_0, "lambda of eq. 5; 0 turns ARR off"),
     "arr.momentum": (0.1, FRACTION, "m of eq. 3, the weight of a new sample"),
@@ -110,9 +126,9 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "optim.name": ("adamw", _choice("adamw", "adam", "sgd", "rmsprop"), "with torch's semantics"),
     "optim.lr": (2.5e-4, ABOVE_0, "peak learning rate"),
     "optim.schedule": ("cosine", _choice("cosine", "step", "multistep"), "of the rate"),
-    "optim.warmup_epochs": (0.0, FROM_0, "cosine: linear warm-up"),
+    "optim.warmup_epochs": (0.0, FROM_0, "linear warm-up"),
     "optim.warmup_steps": (0, _integer(0), "the same, in steps"),
-    "optim.warmup_lr": (1e-6, FROM_0, "cosine: rate at the first step of a warm-up"),
+    "optim.warmup_lr": (1e-6, FROM_0, "rate at the first step of a warm-up"),
     "optim.min_lr": (1e-5, FROM_0, "cosine: floor"),
     "optim.step_size": (30, _integer(1), "step: epochs between drops"),
     "optim.milestones": ((), _numbers(0, "epochs"), "multistep: epochs of the drops"),
@@ -122,7 +138,7 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "optim.clip": (1.0, FROM_0, "largest norm of the gradient; 0 for no clipping"),
     "train.epochs": (1, _integer(0), "length of the run"),
     "train.steps": (0, _integer(0), "the same, in steps"),
-    "train.batch_size": (256, _integer(1), "images a step, over all devices"),
+    "train.batch_size": (256, _integer(1), "images, or drawn nodes, a step, over all devices"),
     "train.accumulate": (1, _integer(1), "parts of a batch, one after the other, for memory"),
     "train.dispatch_steps": (16, _integer(1), "steps a dispatch to the device"),
     "train.log_steps": (50, _integer(1), "between two records in the log"),
@@ -136,6 +152,7 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "parallel.fsdp": (False, FLAG, "split parameters, optimiser state and centroids over devices"),
     "parallel.heartbeat_seconds": (60, _integer(1), "silence after which a process counts as lost"),
     "eval.batch_size": (500, _integer(1), "images a step"),
+    "eval.metric": ("acc", _choice("acc", "auc"), "whose best checkpoint is kept; auc: of graphs"),
 }
 
 
@@ -213,11 +230,18 @@ def model_fields(config: Config) -> list[str]:
     from dnrt_jax import models  # imports JAX: not before somebody asks
 
     name = config.get("model", {}).get("name", "")
-    if name not in models.registry():
-        known = sorted(models.registry())
+    known = sorted(models.registry() | models.graph_registry())
+    if name not in known:
         hint = nearest(str(name), known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"config.model.name={name!r}: no such model{hint}")
     return [f"model.{field}" for field in models.fields(name) if field not in NOT_CONFIGURED]
+
+
+def takes_graph(config: Config) -> bool:
+    """Whether the model is one of graphs."""
+    from dnrt_jax import models
+
+    return config.model.name in models.graph_registry()
 
 
 # What may change between two starts of a run, because it changes no weight.
@@ -275,6 +299,7 @@ def _validate_together(config: Config) -> None:
         if f"model.{key}" not in allowed:
             raise ConfigError(f"config.model.{key}: {config.model.name} has no such field")
     data, train = config.data, config.train
+    _validate_graph(config)
     if data.eval_resize < data.image_size:
         raise ConfigError(
             f"config.data.eval_resize={data.eval_resize}: below image_size={data.image_size}"
@@ -291,6 +316,31 @@ def _validate_together(config: Config) -> None:
         raise ConfigError(f"config.data.crop_area={tuple(data.crop_area)}: a share is at most 1")
     if not (train.epochs or train.steps):
         raise ConfigError("config.train.epochs=0: give the length of the run, in epochs or steps")
+
+
+GRAPH_FIELDS = ("data.features", "data.self_loops", "data.fanout")
+ANY_FIELDS = ("data.name", "data.dir")
+
+
+def _validate_graph(config: Config) -> None:
+    """Fields that would say nothing, with this kind of model, are mistakes."""
+    graph, name = takes_graph(config), config.model.name
+    for field, value in flatten(config).items():
+        if not field.startswith("data.") or field in ANY_FIELDS or value == FIELDS[field][0]:
+            continue
+        if graph != (field in GRAPH_FIELDS):
+            kinds = ("images", "a graph") if graph else ("graphs", "images")
+            raise ConfigError(f"config.{field}={value!r}: for {kinds[0]}; {name} takes {kinds[1]}")
+    if graph and config.train.accumulate > 1:
+        raise ConfigError(f"config.train.accumulate={config.train.accumulate}: not for graphs")
+    if config.data.fanout and name != "graphsage":
+        raise ConfigError(f"config.data.fanout: {name} needs all of a node's neighbours")
+    if config.data.fanout and len(config.data.fanout) != (config.model.depth or 2):
+        raise ConfigError(
+            "config.data.fanout: needs a number for each of config.model.depth layers"
+        )
+    if config.eval.metric == "auc" and not graph:
+        raise ConfigError(f"config.eval.metric='auc': of graphs; {name} takes images")
 
 
 def to_json(config: Config) -> str:

@@ -1,8 +1,8 @@
-"""How the images of a split reach the devices: from memory, or as a stream of decoded batches."""
+"""How a split reaches the devices: images from memory or as a stream, or the nodes of a graph."""
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnrt_jax import config as schema
-from dnrt_jax import parallel
+from dnrt_jax import nodes, parallel
 from dnrt_jax import step as steps
 from dnrt_jax.config import Config
-from dnrt_jax.data import datasets, loader
+from dnrt_jax.data import datasets, graphs, loader
 from dnrt_jax.state import TrainState
 
-Split = datasets.Dataset | datasets.Source
+Images = datasets.Dataset | datasets.Source
+Split = Images | graphs.GraphData
 HostBatch = dict[str, np.ndarray]
 Step = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Values]]
 
@@ -25,11 +26,15 @@ Step = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Values]]
 def read(config: Config, split: str) -> Split:
     """The "train" or "test" split: in memory, or a source to be streamed where it is too large.
 
+    A graph is not split: its nodes are, so both are the same.
+
     Raises:
       ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
     """
     data = config.data
     folder = Path(data.dir or os.environ.get("DATA_DIR", "data")).expanduser()
+    if schema.takes_graph(config):
+        return _graph(data.name, folder, data.features, data.self_loops)
     if data.loader != "memory":
         source = datasets.find(data.name, folder, split)
         large = source is not None and loader.is_large(source, data.image_size)
@@ -53,16 +58,46 @@ def read(config: Config, split: str) -> Split:
     )
 
 
+@cache
+def _graph(name: str, folder: Path, features: str, self_loops: bool) -> graphs.GraphData:
+    return graphs.load(name, folder, features=features, self_loops=self_loops)
+
+
+def describe(train: Split, test: Split) -> str:
+    """What there is, for people."""
+    if not isinstance(train, graphs.GraphData):
+        return f"{size(train)} training and {size(test)} test images"
+    counts = ", ".join(f"{len(nodes)} {name}" for name, nodes in train.splits.items())
+    return f"{len(train.labels)} nodes ({counts}), {len(train.senders)} edges"
+
+
 def size(split: Split) -> int:
-    """How many images."""
+    """How many images, or labelled training nodes."""
+    if isinstance(split, graphs.GraphData):
+        return len(split.splits["train"])
     return len(split.labels) if isinstance(split, datasets.Dataset) else len(split)
 
 
-def channels(split: Split) -> int:
+def class_counts(split: Split) -> np.ndarray:
+    """How many training samples there are of each class, i64[K].
+
+    Raises:
+      ConfigError: for images that are streamed: their labels are not all known.
+    """
+    if isinstance(split, graphs.GraphData):
+        labels = split.labels[split.splits["train"]]
+    elif isinstance(split, datasets.Dataset):
+        labels = split.labels
+    else:
+        raise schema.ConfigError("config.loss.name='balanced_softmax': only for data in memory")
+    return np.bincount(labels, minlength=len(split.class_names))
+
+
+def channels(split: Images) -> int:
     return split.images.shape[-1] if isinstance(split, datasets.Dataset) else 3
 
 
-def crops_on_host(split: Split, config: Config) -> bool:
+def crops_on_host(split: Images, config: Config) -> bool:
     """Whether training images arrive cropped: the crop decides what is decoded of a large image."""
     return not isinstance(split, datasets.Dataset) and config.data.crop == "random_resized"
 
@@ -117,18 +152,17 @@ class FromMemory:
 
 
 class ByBatch:
-    """One batch a dispatch, from the host: a stream, or memory where the device is the host.
+    """One batch a dispatch: a stream, a graph's, or from memory where the device is the host.
 
     XLA:CPU runs convolutions in a loop of steps some thirty times slower than one by one.
     """
 
     def __init__(
-        self, batches: Callable[[int], Iterator[HostBatch]], step: Step, state: TrainState
+        self, batches: Callable[[int], Iterator[steps.Batch]], step: Step, state: TrainState
     ):
-        mesh = _mesh(state)
-        self._batches, self._sharding = batches, parallel.split(mesh)
+        self._batches = batches  # from a step on, placed on the devices
         self._iterator, self._at = iter(()), -1
-        out = (_shardings(state), parallel.replicated(mesh))
+        out = (_shardings(state), parallel.replicated(_mesh(state)))
         self._step = jax.jit(step, out_shardings=out, donate_argnums=0)
 
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
@@ -138,7 +172,7 @@ class ByBatch:
         self._at = start + count
         values = []
         for _ in range(count):
-            state, value = self._step(state, _split(next(self._iterator), self._sharding))
+            state, value = self._step(state, next(self._iterator))
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(value)  # its collectives may hang with many calls in flight
             values.append(value)
@@ -148,11 +182,15 @@ class ByBatch:
 
 def training(split: Split, config: Config, step: Step, state: TrainState) -> FromMemory | ByBatch:
     """The training split, ready to take steps on; `state`, or its shapes, says where arrays lie."""
+    sharding = parallel.split(_mesh(state))
+    placed = lambda draw: lambda start: (_split(batch, sharding) for batch in draw(start))
+    if isinstance(split, graphs.GraphData):
+        return ByBatch(nodes.batches(split, config, _mesh(state)), step, state)
     if not isinstance(split, datasets.Dataset):
         source = stream(split, config, train=True)
-        return ByBatch(partial(_streamed, source), step, state)
+        return ByBatch(placed(partial(_streamed, source)), step, state)
     if jax.default_backend() == "cpu":
-        return ByBatch(partial(_drawn, split, config), step, state)
+        return ByBatch(placed(partial(_drawn, split, config)), step, state)
     return FromMemory(split, config, step, state)
 
 
@@ -174,7 +212,7 @@ def _drawn(split: datasets.Dataset, config: Config, start: int) -> Iterator[Host
         epoch, first = epoch + 1, 0
 
 
-def test_batches(split: Split, config: Config, mesh: Mesh) -> Callable[[], Iterator[steps.Batch]]:
+def test_batches(split: Images, config: Config, mesh: Mesh) -> Callable[[], Iterator[steps.Batch]]:
     """Makes batches() -> the split once, in order; rows that fill up the last batch are masked."""
     sharding, batch_size = parallel.split(mesh), config.eval.batch_size
     if isinstance(split, datasets.Dataset):

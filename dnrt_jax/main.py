@@ -74,48 +74,50 @@ def _run(config) -> int:
             old = schema.from_json((workdir.path / "config.json").read_text())
             schema.check_resume(old, config, ALLOW_CHANGE.value)
         described = problem.load(config)
+        fns = problem.programs(described)
         if EVAL_ONLY.value:
-            return _evaluate(described, workdir)
-        shapes = problem.programs(described).shapes
+            return _evaluate(described, fns, workdir)
+        shapes = fns.shapes
         workdir.check_space(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
     stop = train.Stop()
     total = described.total_steps
     summary = workdir.read_json("summary.json")
     if summary and summary["step"] == total:
-        print(f"{workdir.path}: finished at step {total}. {_accuracy(summary)}")
+        print(f"{workdir.path}: finished at step {total}. {_result(summary, config)}")
         return 0
     workdir.write_json("config.json", config.to_dict())
     workdir.write_json("classes.json", described.train.class_names)
     if parallel.is_main():
         print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
         print(
-            f"{config.data.name}: {feed.size(described.train)} training and "
-            f"{feed.size(described.test)} test images of {len(described.train.class_names)} "
-            f"classes; {total} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
-            f"in {jax.process_count()} processes; {workdir.path}",
+            f"{config.data.name}: {feed.describe(described.train, described.test)} of "
+            f"{len(described.train.class_names)} classes; {total} steps on "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} "
+            f"processes; {workdir.path}",
             flush=True,
         )
     try:
-        summary = train.fit(described, workdir, stop)
+        summary = train.fit(described, fns, workdir, stop)
     except jax.errors.JaxRuntimeError:
         parallel.await_word(config.parallel.heartbeat_seconds)
         raise
     if summary is None:
         return stop.status
     if parallel.is_main():
-        print(f"Finished. {_accuracy(summary)}")
+        print(f"Finished. {_result(summary, config)}")
     return 0
 
 
-def _evaluate(described, workdir) -> int:
-    from dnrt_jax import parallel, problem, train
-    from dnrt_jax.checkpoint import CheckpointError
+def _evaluate(described, fns, workdir) -> int:
+    from dnrt_jax import checkpoint, parallel, problem
     from dnrt_jax.workdir import find_step
 
     step = find_step(workdir.path, CHECKPOINT.value)
-    restored = train.restore(described, workdir, step)
+    restored = checkpoint.restore(workdir.checkpoints, fns.shapes, step)
     if restored is None:
-        raise CheckpointError(f"{workdir.checkpoints}: no checkpoint to evaluate; train first")
+        raise checkpoint.CheckpointError(
+            f"{workdir.checkpoints}: no checkpoint to evaluate; train first"
+        )
     values = problem.evaluator(described)(restored.state)
     values.pop("confusion")
     if parallel.is_main():
@@ -123,11 +125,13 @@ def _evaluate(described, workdir) -> int:
     return 0
 
 
-def _accuracy(summary) -> str:
+def _result(summary, config) -> str:
     best, last = summary["best"], summary["last"]
+    name, key = {"acc": "accuracy", "auc": "AUC"}[config.eval.metric], f"test/{config.eval.metric}"
+    which = "the best of validation" if "valid/acc" in best else "the best"
     return (
-        f"Test accuracy {last['test/acc']:.4f} at the last step, "
-        f"{best['test/acc']:.4f} at the best (step {best['step']})."
+        f"Test {name} {last[key]:.4f} at the last step, "
+        f"{best[key]:.4f} at {which} (step {best['step']})."
     )
 
 

@@ -1,5 +1,6 @@
 """Classification metrics: counts on the device, ratios at the end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,11 +8,65 @@ import numpy as np
 from jax import Array
 
 
+class NonFiniteError(RuntimeError):
+    """The loss, a gradient or a logit is not finite. The message is one line."""
+
+
 def confusion(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
     """Counts of (label, prediction) pairs, i32[K, K], over the rows where `mask` is True."""
     pairs = labels * num_classes + logits.argmax(-1)
     counts = jnp.zeros(num_classes**2, jnp.int32).at[pairs].add(mask.astype(jnp.int32))
     return counts.reshape(num_classes, num_classes)
+
+
+def summary(sums: dict[str, Any], what: str) -> dict[str, float]:
+    """Metrics and mean losses from the sums of `step.eval_step` over all batches.
+
+    Raises:
+      NonFiniteError: where a logit was NaN or infinite; `what` names what was evaluated.
+    """
+    if bad := int(sums["non_finite"]):
+        raise NonFiniteError(f"the logits of {bad} {what} are not finite")
+    losses = {name: value for name, value in sums.items() if name.startswith("loss")}
+    values = {name: float(value / sums["count"]) for name, value in losses.items()}
+    return classification(sums["confusion"]) | values
+
+
+def by_frequency(confusion: Any, train_counts: Any, class_names: Sequence[str]) -> dict[str, float]:
+    """Accuracy of each class, and means over the classes with many (above 100), medium (20 .. 100)
+    and few (below 20) training images, as Liu et al. (OLTR, CVPR 2019) split a long tail."""
+    confusion, counts = np.asarray(confusion, np.float64), np.asarray(train_counts)
+    accuracy = np.diag(confusion) / np.maximum(confusion.sum(1), 1)
+    groups = {
+        "many": counts > 100,
+        "medium": (counts >= 20) & (counts <= 100),
+        "few": counts < 20,
+    }
+    values = {f"acc_{name}": float(accuracy[g].mean()) for name, g in groups.items() if g.any()}
+    return values | {
+        f"acc_class_{name}": float(a) for name, a in zip(class_names, accuracy, strict=True)
+    }
+
+
+def roc_auc(scores: Any, positive: Any) -> float:
+    """Area under the ROC curve of scores [N], with bool[N] of the positives: the probability that a
+    positive is scored above a negative, where a tie counts half. NaN unless there are both."""
+    positive = np.asarray(positive, bool)
+    _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # tied scores share the mean of theirs
+    n, others = int(positive.sum()), int((~positive).sum())
+    if not n or not others:
+        return float("nan")
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * others))
+
+
+def macro_roc_auc(logits: Any, labels: Any) -> float:
+    """Of logits [N, K]: of class 1 where there are two, else the mean of one versus the rest."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    classes = [1] if logits.shape[1] == 2 else range(logits.shape[1])
+    return float(np.mean([roc_auc(probs[:, k], labels == k) for k in classes]))
 
 
 def classification(confusion: Any) -> dict[str, float]:

@@ -22,25 +22,31 @@ def schedule(optim: Config, total_steps: int, epoch_steps: int) -> Schedule:
     """
     warmup = steps(optim.warmup_epochs, optim.warmup_steps, epoch_steps)
 
-    def cosine(step):
-        clock = jnp.maximum(step - 1, 0) * 1.0
-        ramp = optim.warmup_lr + clock * (optim.lr - optim.warmup_lr) / max(warmup, 1)
+    def warmed_up(after):
+        def rate(step):
+            clock = jnp.maximum(step - 1, 0) * 1.0
+            ramp = optim.warmup_lr + clock * (optim.lr - optim.warmup_lr) / max(warmup, 1)
+            return jnp.where(clock < warmup, ramp, after(step, clock))
+
+        return rate
+
+    def cosine(_, clock):
         phase = jnp.minimum(clock / max(total_steps - warmup, 1), 1)
-        wave = optim.min_lr + 0.5 * (optim.lr - optim.min_lr) * (1 + jnp.cos(jnp.pi * phase))
-        return jnp.where(clock < warmup, ramp, wave)
+        return optim.min_lr + 0.5 * (optim.lr - optim.min_lr) * (1 + jnp.cos(jnp.pi * phase))
 
     def drops(count_drops):
-        def rate(step):
+        def rate(step, _):
             epoch = jnp.maximum(step // epoch_steps - 1, 0)
             return optim.lr * optim.gamma ** (count_drops(epoch) * 1.0)
 
         return rate
 
-    return {
+    kinds = {
         "cosine": cosine,
         "step": drops(lambda epoch: epoch // optim.step_size),
         "multistep": drops(lambda epoch: sum((epoch >= m) * 1 for m in optim.milestones)),
-    }[optim.schedule]
+    }
+    return warmed_up(kinds[optim.schedule])
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -11,20 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, metrics, models, optim, parallel
+from dnrt_jax import feed, metrics, models, nodes, optim, parallel
 from dnrt_jax import state as train_state
 from dnrt_jax import step as steps
 from dnrt_jax.config import Config
-from dnrt_jax.data import augment, datasets
+from dnrt_jax.data import augment, datasets, graphs
 
 TRAIN_FIELDS = (
     "image_size mean std crop crop_area crop_aspect interpolation pad flip rand_augment erase"
 )
 EVAL_FIELDS = "image_size eval_resize mean std"
-
-
-class NonFiniteError(RuntimeError):
-    """The loss, a gradient or a logit is not finite. The message is one line."""
+SEQUENTIAL_AT_MOST = 16384  # samples; their weights then fill a gigabyte
 
 
 class Problem(NamedTuple):
@@ -35,6 +32,12 @@ class Problem(NamedTuple):
     mesh: jax.sharding.Mesh
     epoch_steps: int
     total_steps: int
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, or labelled nodes: without sampling, all of them."""
+        whole = schema.takes_graph(self.config) and not self.config.data.fanout
+        return feed.size(self.train) if whole else self.config.train.batch_size
 
     def duration(self, name: str) -> int:
         """config.train.{name}_epochs or _steps, in steps; at least 1."""
@@ -60,30 +63,42 @@ def build(
     Raises:
       ValueError: if the images, the devices or the model do not fit the config.
     """
-    data, batch_size = config.data, config.train.batch_size
-    size, channels = feed.size(train), feed.channels(train)
-    if channels != len(data.mean):
-        raise schema.ConfigError(
-            f"config.data.mean={tuple(data.mean)}: the images have {channels} channels"
-        )
-    if batch_size > size:
-        raise schema.ConfigError(
-            f"config.train.batch_size={batch_size}: there are only {size} training images"
-        )
+    size, kwargs = feed.size(train), schema.model_kwargs(config)
     mesh = parallel.mesh() if mesh is None else mesh
-    parallel.check_batch("train.batch_size", batch_size, mesh.size * config.train.accumulate)
-    parallel.check_batch("eval.batch_size", config.eval.batch_size, mesh.size)
+    if not isinstance(train, graphs.GraphData):
+        _check_images(config, train, mesh)
+        kwargs["image_size"] = config.data.image_size
     model = models.create(
         config.model.name,
         num_classes=len(train.class_names),
         act=config.model.act,
-        image_size=data.image_size,
         dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
-        **schema.model_kwargs(config),
+        **kwargs,
     )
-    epoch_steps = math.ceil(size / batch_size)
+    problem = Problem(config, train, test, model, mesh, 1, 1)
+    if problem.batch_size > size:
+        raise schema.ConfigError(
+            f"config.train.batch_size={problem.batch_size}: there are only {size} training samples"
+        )
+    sequential = config.arr.weight and config.arr.rule == "sequential"
+    if sequential and problem.batch_size > SEQUENTIAL_AT_MOST:
+        raise schema.ConfigError(
+            f"config.arr.rule='sequential': weighs every pair of {problem.batch_size} samples; "
+            "take --config.arr.rule=centroid"
+        )
+    epoch_steps = math.ceil(size / problem.batch_size)
     total_steps = schema.steps(config.train.epochs, config.train.steps, epoch_steps)
-    return Problem(config, train, test, model, mesh, epoch_steps, total_steps)
+    return problem._replace(epoch_steps=epoch_steps, total_steps=total_steps)
+
+
+def _check_images(config: Config, train: feed.Images, mesh: jax.sharding.Mesh) -> None:
+    if (channels := feed.channels(train)) != len(config.data.mean):
+        raise schema.ConfigError(
+            f"config.data.mean={tuple(config.data.mean)}: the images have {channels} channels"
+        )
+    parts = mesh.size * config.train.accumulate
+    parallel.check_batch("train.batch_size", config.train.batch_size, parts)
+    parallel.check_batch("eval.batch_size", config.eval.batch_size, mesh.size)
 
 
 class Programs(NamedTuple):
@@ -106,26 +121,19 @@ def programs(problem: Problem) -> Programs:
     """
     config, data = problem.config, problem.config.data
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    transform, example = _input(problem, step_key)
     rate = optim.schedule(config.optim, problem.total_steps, problem.epoch_steps)
     tx = optim.create(config.optim, rate)
-    channels, num_classes = feed.channels(problem.train), len(problem.train.class_names)
+    num_classes = len(problem.train.class_names)
     create = partial(
         train_state.create,
         problem.model,
         tx,
-        (1, data.image_size, data.image_size, channels),
+        example,
         init_key,
         num_classes=num_classes,
         use_arr=config.arr.weight > 0,
     )
-    options = _pick(data, TRAIN_FIELDS)
-    if feed.crops_on_host(problem.train, config):
-        options["crop"] = "none"
-    transform = augment.train_transform(**options)
-    if isinstance(problem.train, datasets.Dataset):
-        # Images that the transform cannot take are better answered before compiling.
-        image = problem.train.images[:1]
-        jax.eval_shape(transform, jax.random.split(step_key, 1), image)
     mixing = [mix for mix in (augment.mixup, augment.cutmix) if data[mix.__name__]]
     step = steps.train_step(
         problem.model,
@@ -135,6 +143,7 @@ def programs(problem: Problem) -> Programs:
         [partial(mix, alpha=data[mix.__name__]) for mix in mixing],
         step_key,
         parallel.split(problem.mesh, axis=1),
+        _log_prior(problem),
     )
     shapes = jax.eval_shape(create)
     shardings = parallel.state_shardings(problem.mesh, shapes, config.parallel.fsdp)
@@ -142,32 +151,57 @@ def programs(problem: Problem) -> Programs:
     return Programs(jax.jit(create, out_shardings=shardings), step, rate, shapes)
 
 
+def _input(problem: Problem, key: jax.Array) -> tuple[Callable[..., Any], Any]:
+    """The transform of training, and the shape of what the model takes of one sample."""
+    train, data = problem.train, problem.config.data
+    if isinstance(train, graphs.GraphData):
+        return lambda _, graph: graph, nodes.example(train)
+    options = _pick(data, TRAIN_FIELDS)
+    if feed.crops_on_host(train, problem.config):
+        options["crop"] = "none"
+    transform = augment.train_transform(**options)
+    if isinstance(train, datasets.Dataset):
+        # Images that the transform cannot take are better answered before compiling.
+        jax.eval_shape(transform, jax.random.split(key, 1), train.images[:1])
+    shape = (1, data.image_size, data.image_size, feed.channels(train))
+    return transform, jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _log_prior(problem: Problem) -> np.ndarray | None:
+    """What Balanced Softmax adds to the logits of training, f32[K]."""
+    if problem.config.loss.name != "balanced_softmax":
+        return None
+    return np.log(feed.class_counts(problem.train)).astype(np.float32)
+
+
 def evaluator(problem: Problem) -> Callable[[train_state.TrainState], dict[str, Any]]:
-    """Makes evaluate(state) -> values by name on the whole test split, with `confusion` i64[K, K].
+    """Makes evaluate(state) -> {"test/acc": ..., "confusion": i64[K, K]} on the whole test split.
 
     Raises:
       NonFiniteError: when called, if a logit is NaN or infinite.
     """
     config = problem.config
+    train, test = problem.train, problem.test
+    if isinstance(test, graphs.GraphData):
+        return nodes.evaluator(problem.model, config, test, problem.mesh)
     transform = augment.eval_transform(**_pick(config.data, EVAL_FIELDS))
     num_classes = len(problem.test.class_names)
     step = jax.jit(
         steps.eval_step(problem.model, config.arr, transform, num_classes),
         out_shardings=parallel.replicated(problem.mesh),
     )
-    batches = feed.test_batches(problem.test, config, problem.mesh)
+    batches = feed.test_batches(test, config, problem.mesh)
 
     def evaluate(state):
         sums: dict[str, Any] = {}
         for batch in batches():
             out = jax.device_get(step(state, batch))
             sums = {k: sums.get(k, 0) + np.asarray(v, np.float64) for k, v in out.items()}
-        if bad := int(sums["non_finite"]):
-            raise NonFiniteError(
-                f"step {int(state.step)}: the logits of {bad} test images are not finite"
-            )
-        values = metrics.classification(sums["confusion"])
-        values |= {k: float(v / sums["count"]) for k, v in sums.items() if k.startswith("loss")}
+        values = metrics.summary(sums, f"test images at step {int(state.step)}")
+        if config.data.imbalance:
+            counts, names = feed.class_counts(train), test.class_names
+            values |= metrics.by_frequency(sums["confusion"], counts, names)
+        values = {f"test/{name}": value for name, value in values.items()}
         return values | {"confusion": sums["confusion"].astype(np.int64)}
 
     return evaluate

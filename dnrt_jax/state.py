@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -24,18 +25,18 @@ class TrainState(flax.struct.PyTreeNode):
 def create(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    shape: tuple[int, ...],
+    example: Any,
     key: Array,
     *,
     num_classes: int,
     use_arr: bool,
 ) -> TrainState:
-    """A fresh state; `shape` is an image batch's, (1, H, W, C).
+    """A fresh state; `example` has the shapes and dtypes of what the model takes, f32[1, H, W, C].
 
     Raises:
       ValueError: with `use_arr`, if the model records no responses.
     """
-    variables = model.init(key, jnp.zeros(shape))
+    variables = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     centroids = None
     if use_arr:

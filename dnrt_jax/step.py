@@ -1,6 +1,7 @@
 """The training and the evaluation step: pure functions of (state, batch).
 
-A batch is a dict: image uint8[B, H, W, C], label i32[B], mask bool[B] (False rows only pad it).
+A batch is a dict: image uint8[B, H, W, C], label i32[B], mask bool[B] (False rows only pad it). For
+a model of graphs `image` is a `models.graph.Graph` that asks about B nodes.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +30,16 @@ def train_step(
     mixing: Sequence[Mix],
     key: Array,
     sharding: Any = None,
+    log_prior: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Values]]:
     """Makes step(state, batch) -> (state, values); values are f32[] by name.
 
     All randomness comes from (key, state.step, position in the batch). Of several ways of `mixing`
     images and label probabilities, as mixup, each batch takes one. A step whose loss or gradient is
     not finite changes nothing but `state.step`; its values tell.
+
+    With a `log_prior` f32[K], the log counts of the classes, the loss is Balanced Softmax (Ren et
+    al., NeurIPS 2020): the cross-entropy of logits + log_prior.
 
     With `config.train.accumulate` the parts of the batch go through the model one after the other;
     `sharding`, of [parts, B / parts, ...], spreads each over the devices. Their gradients add up to
@@ -43,6 +48,7 @@ def train_step(
     """
     soft = bool(mixing or config.loss.label_smoothing)
     parts = config.train.accumulate
+    prior = 0.0 if log_prior is None else log_prior
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
@@ -108,7 +114,7 @@ def train_step(
         )
         mean = lambda x: jnp.where(mask, x, 0).sum() / size
         values = {
-            "loss_ce": mean(cross_entropy(logits, truth)),
+            "loss_ce": mean(cross_entropy(logits + prior, truth)),
             "acc": mean(logits.argmax(-1) == labels),
         }
         values["loss"] = values["loss_ce"]
@@ -161,8 +167,13 @@ def eval_step(
     arr_config: Config,
     transform: Callable[[Array], Array],
     num_classes: int,
+    *,
+    keep_logits: bool = False,
 ) -> Callable[[TrainState, Batch], Values]:
-    """Makes step(state, batch) -> sums over the batch: confusion i32[K, K], and f32[] by name."""
+    """Makes step(state, batch) -> sums over the batch: confusion i32[K, K], and f32[] by name.
+
+    With `keep_logits` also the logits f32[B, K], for what is no sum.
+    """
 
     def step(state: TrainState, batch: Batch) -> Values:
         labels, mask = batch["label"], batch["mask"]
@@ -182,7 +193,7 @@ def eval_step(
             targets = arr.lookup(state.centroids, recorded["responses"], labels)
             mean = arr.loss(recorded["responses"], targets, mask=mask, average=arr_config.average)
             sums["loss_arr"] = mean * mask.sum()
-        return sums
+        return sums | ({"logits": logits} if keep_logits else {})
 
     return step
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from dnrt_jax import checkpoint, convert, feed, parallel, plots
 from dnrt_jax import config as schema
-from dnrt_jax.problem import NonFiniteError, Problem, Programs, evaluator, programs
+from dnrt_jax.metrics import NonFiniteError
+from dnrt_jax.problem import Problem, Programs, evaluator
 from dnrt_jax.progress import Progress
 from dnrt_jax.workdir import Workdir, best_record
 
@@ -43,7 +44,7 @@ class Stop:
         logging.warning("%s: saving, then ending; again to end now", signal.Signals(number).name)
 
 
-def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None:
+def fit(problem: Problem, fns: Programs, workdir: Workdir, stop: Stop) -> dict[str, Any] | None:
     """Trains from the newest checkpoint, or from the start, to the end.
 
     Returns:
@@ -53,20 +54,20 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
       NonFiniteError, CheckpointError, OSError: one line on what stopped the run.
     """
     config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
-    fns, evaluate = programs(problem), evaluator(problem)
+    evaluate = evaluator(problem)
     state, step, (window, skipped) = _start(fns, problem, workdir)
-    images = feed.training(problem.train, config, fns.step, fns.shapes)
+    batches = feed.training(problem.train, config, fns.step, fns.shapes)
     log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
     eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
-    best_step = _best_step(workdir)
-    progress = Progress(step, total, config.train.batch_size, is_main=parallel.is_main())
+    best_step = _best_step(workdir, config)
+    progress = Progress(step, total, problem.batch_size, is_main=parallel.is_main())
     stopping = False
 
     while step < total and not stopping:
         ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
         count = min(dispatch, total - step, *(end - step for end in ends))
         with progress.timed(count):
-            state, values = images.run(state, step, count)
+            state, values = batches.run(state, step, count)
         finite = _finite(values, step, config.train.on_nonfinite == "stop")
         skipped += int((~finite).sum())
         if skipped > config.train.max_skipped:
@@ -92,12 +93,12 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
         if step % eval_every == 0 or last:
             results = evaluate(state)
             workdir.write_json("confusion.json", results.pop("confusion").tolist())
-            record |= {f"test/{name}": value for name, value in results.items()}
+            record |= results
         if len(record) > 2:
             workdir.record(record)
             progress.show(record)
         if "test/acc" in record:
-            best_step = _best_step(workdir)
+            best_step = _best_step(workdir, config)
         if step % save_every == 0 or last or stopping or step == best_step:
             if not _is_finite(state):
                 raise NonFiniteError(f"step {step}: a parameter or a mean is not finite; not saved")
@@ -106,22 +107,17 @@ def fit(problem: Problem, workdir: Workdir, stop: Stop) -> dict[str, Any] | None
             checkpoint.save(workdir.checkpoints, state, step, config=text, extra=extra)
             checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
     progress.close()
-    return _summarize(workdir, state) if step == total else None
+    return _summarize(workdir, state, config) if step == total else None
 
 
-def _best_step(workdir: Workdir) -> int | None:
-    best = best_record(workdir.records())
+def _best_step(workdir: Workdir, config: schema.Config) -> int | None:
+    best = best_record(workdir.records(), config.eval.metric)
     return best["step"] if best else None
-
-
-def restore(problem: Problem, workdir: Workdir, step: int | None = None):
-    """The checkpoint of `step`, or the newest one that is whole; None if there is none."""
-    return checkpoint.restore(workdir.checkpoints, programs(problem).shapes, step)
 
 
 def _start(fns: Programs, problem: Problem, workdir: Workdir):
     """(state, step, (window, skipped)) to go on with."""
-    restored = restore(problem, workdir)
+    restored = checkpoint.restore(workdir.checkpoints, fns.shapes)
     if restored is None:
         workdir.rewind(0)
         return initial_state(fns, problem), 0, ({}, 0)
@@ -177,14 +173,14 @@ def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
     return finite
 
 
-def _summarize(workdir: Workdir, state) -> dict[str, Any]:
+def _summarize(workdir: Workdir, state, config: schema.Config) -> dict[str, Any]:
     records = workdir.records()
     if parallel.is_main():
         plots.curves(records, workdir.path / "curves.png")
     summary = {
         "step": int(state.step),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),
-        "best": best_record(records),
+        "best": best_record(records, config.eval.metric),
         "last": records[-1],
     }
     workdir.write_json("summary.json", summary)

@@ -128,9 +128,12 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def best_record(records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first record of the highest test accuracy."""
-    return max((r for r in records if "test/acc" in r), key=lambda r: r["test/acc"], default=None)
+def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    """The first record of the highest `metric`, as acc: of validation, where there is one, else of
+    the test."""
+    evaluated = [r for r in records if f"test/{metric}" in r]
+    score = lambda r: r.get(f"valid/{metric}", r[f"test/{metric}"])
+    return max(evaluated, key=score, default=None)
 
 
 def find_step(folder: Path, name: str) -> int | None:
@@ -142,7 +145,8 @@ def find_step(folder: Path, name: str) -> int | None:
     if name == "latest":
         return None
     if name == "best":
-        best = best_record(read_records(folder))
+        config = schema.from_json((folder / "config.json").read_text())
+        best = best_record(read_records(folder), config.eval.metric)
         if best is None:
             raise CheckpointError(f"{folder}: nothing was evaluated yet, so no step is the best")
         return best["step"]

@@ -33,7 +33,7 @@ def test_36_steps_are_the_authors_trajectory():
         rate = optim.schedule(c.optim, total, epoch_steps)
         tx = optim.create(c.optim, rate)
         state = train_state.create(
-            model, tx, (1, 16, 16, 3), jax.random.key(0), num_classes=7, use_arr=True
+            model, tx, jnp.zeros((1, 16, 16, 3)), jax.random.key(0), num_classes=7, use_arr=True
         )
         params = convert.from_torch(below(golden, "param0"), "vit_tiny_patch4_32", **kwargs)[
             "params"
@@ -67,7 +67,12 @@ def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
     )
     tx = optim.create(c.optim, lr)
     state = train_state.create(
-        model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=arr_weight > 0
+        model,
+        tx,
+        jnp.zeros((1, 8, 8, 3)),
+        jax.random.key(0),
+        num_classes=CLASSES,
+        use_arr=arr_weight > 0,
     )
     return model, steps.train_step(model, tx, c, as_is, [], jax.random.key(1)), state, c
 
@@ -189,7 +194,7 @@ def test_bfloat16_computes_and_float32_keeps():
     model = models.create("vit_tiny_patch4_32", num_classes=CLASSES, dtype=jnp.bfloat16, **TINY)
     tx = optim.create(c.optim, 1e-3)
     state = train_state.create(
-        model, tx, (1, 8, 8, 3), jax.random.key(0), num_classes=CLASSES, use_arr=True
+        model, tx, jnp.zeros((1, 8, 8, 3)), jax.random.key(0), num_classes=CLASSES, use_arr=True
     )
     state, values = jax.jit(steps.train_step(model, tx, c, as_is, [], jax.random.key(1)))(
         state, batch_of(8)

@@ -1,4 +1,4 @@
-"""Image classifiers by name: images [B, H, W, C] -> logits f32[B, num_classes].
+"""Classifiers by name: images [B, H, W, C], or a graph's nodes [B], -> logits f32[B, num_classes].
 
 One architecture a file; the `MODELS` table at its foot names its sizes. Models know no config, no
 label and no ARR: they `record` their aggregated responses into the collection "responses".
@@ -15,35 +15,50 @@ import flax.linen as nn
 
 from dnrt_jax import activations
 
+Registry = dict[str, Callable[..., nn.Module]]
+
+
+def registry() -> Registry:
+    """Constructors of image classifiers by name, from the `MODELS` tables of these files."""
+    return _tables("MODELS")
+
+
+def graph_registry() -> Registry:
+    """Constructors of models of graphs, which take a `graph.Graph`, from `GRAPH_MODELS`."""
+    return _tables("GRAPH_MODELS")
+
 
 @cache
-def registry() -> dict[str, Callable[..., nn.Module]]:
-    """Model constructors by name, from the `MODELS` tables of the files in this folder."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        found.update(getattr(module, "MODELS", {}))
-    return found
+def _tables(name: str) -> Registry:
+    files = [
+        importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__)
+    ]
+    return {key: made for file in files for key, made in getattr(file, name, {}).items()}
+
+
+def _known() -> Registry:
+    return registry() | graph_registry()
 
 
 def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> nn.Module:
     """The model `name` with the activation `act`; `kwargs` are fields of its class.
 
-    `model.apply(variables, images[B, H, W, C], train=False)` gives logits f32[B, num_classes].
+    `model.apply(variables, images[B, H, W, C], train=False)` gives logits f32[B, num_classes]; a
+    model of graphs takes a `graph.Graph`.
 
     Raises:
       ValueError: for an unknown name, activation or keyword, with the nearest known one.
     """
-    _check("model", name, registry())
+    _check("model", name, _known())
     _check("activation", act, activations.names())
     for keyword in kwargs:
         _check(f"keyword of model {name}:", keyword, fields(name))
-    return registry()[name](num_classes=num_classes, act=act, **kwargs)
+    return _known()[name](num_classes=num_classes, act=act, **kwargs)
 
 
 def fields(name: str) -> list[str]:
     """The keywords that the model `name` takes."""
-    constructor = registry()[name]
+    constructor = _known()[name]
     members = getattr(constructor, "func", constructor).__dataclass_fields__
     return [field for field in members if field not in ("parent", "name")]
 

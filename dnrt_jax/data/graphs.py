@@ -1,0 +1,218 @@
+"""Graphs for node classification, from DATA_DIR/NAME.npz in the layout of DGraph-Fin.
+
+x [N, F]; y [N], classes from 0, where -1 is none; edge_index [E, 2]; train_mask, valid_mask and
+test_mask, indices of labelled nodes (or bool[N]). `synthetic` is a made-up one of DGraph's size.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+DGRAPH = {"nodes": 3_700_550, "edges": 4_300_999, "normal": 1_210_092, "fraud": 15_509}
+
+
+class GraphData(NamedTuple):
+    """senders and receivers go both ways, without repetition, and are sorted by receiver."""
+
+    features: np.ndarray  # f32[N, F]
+    senders: np.ndarray  # i32[E]
+    receivers: np.ndarray  # i32[E]
+    labels: np.ndarray  # i32[N], in 0 .. K-1 at the nodes of the splits
+    splits: dict[str, np.ndarray]  # i32[n] by name, the nodes of each; disjoint
+    class_names: tuple[str, ...]  # K
+
+
+def load(name: str, data_dir: str | Path, *, features: str, self_loops: bool) -> GraphData:
+    """Reads and checks the graph `name`.
+
+    Args:
+      features: "raw"; "rows", each node's add up to 1; "zscore", columns of mean 0, deviation 1.
+      self_loops: whether every node is its own neighbour too.
+
+    Raises:
+      FileNotFoundError, ValueError: one line on what is missing or wrong.
+    """
+    if name == "synthetic":
+        return prepare(synthetic(), name, features=features, self_loops=self_loops)
+    folder = Path(data_dir).expanduser()
+    path = folder / f"{name}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; a graph is an .npz with x, y, edge_index and the masks, in "
+            "DATA_DIR or --config.data.dir (DGraph-Fin must be downloaded by hand from "
+            "dgraph.xinye.com)"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files if key in KEYS}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        pickled = "pickle" in str(error) or "Object arrays" in str(error)
+        reason = "it holds pickled objects" if pickled else "not an .npz file, or a damaged one"
+        raise ValueError(f"{path}: {reason}") from None
+    return prepare(arrays, str(path), features=features, self_loops=self_loops)
+
+
+KEYS = ("x", "y", "edge_index", *(f"{split}_mask" for split in SPLITS))
+
+
+def prepare(
+    arrays: dict[str, np.ndarray], where: str, *, features: str = "raw", self_loops: bool = False
+) -> GraphData:
+    """Checks the arrays of a file; `where` names it in errors.
+
+    Raises:
+      ValueError: one line.
+    """
+
+    def check(good: bool, problem: str) -> None:
+        if not good:
+            raise ValueError(f"{where}: {problem}")
+
+    missing = [key for key in KEYS if key not in arrays]
+    check(not missing, f"no array {', '.join(missing)} in it")
+    x, edges, labels = arrays["x"], arrays["edge_index"], arrays["y"].reshape(-1)
+    check(
+        x.ndim == 2 and x.dtype.kind in "fiub", f"x is {x.dtype}{list(x.shape)}, not numbers [N, F]"
+    )
+    count = len(x)
+    check(labels.shape == (count,), f"y has {labels.size} labels for {count} nodes")
+    check(labels.dtype.kind in "iu", f"y is {labels.dtype}, not integers")
+    x = x.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(x).all(1))
+    check(not bad.size, f"x is not finite at {bad.size} nodes, as {bad[:1]}")
+    check(
+        edges.ndim == 2 and edges.shape[1] == 2 and edges.dtype.kind in "iu",
+        f"edge_index is {edges.dtype}{list(edges.shape)}, not integers [E, 2]",
+    )
+    check(len(edges) > 0, "a graph without edges")
+    out = np.flatnonzero((edges < 0).any(1) | (edges >= count).any(1))
+    check(not out.size, f"edge {edges[out[:1]].tolist()} is not between two of {count} nodes")
+
+    splits = {split: _nodes(arrays[f"{split}_mask"], count) for split in SPLITS}
+    for split, nodes in splits.items():
+        check(nodes.size > 0, f"{split}_mask names no node")
+        check(
+            nodes.min() >= 0 and nodes.max() < count,
+            f"{split}_mask names nodes beyond 0 .. {count - 1}",
+        )
+        check(
+            labels[nodes].min() >= 0,
+            f"{split}_mask names unlabelled nodes, as {nodes[labels[nodes] < 0][:1]}",
+        )
+    together = np.concatenate(list(splits.values()))
+    twice = np.flatnonzero(np.bincount(together, minlength=count) > 1)
+    check(not twice.size, f"the masks overlap: {twice.size} nodes occur twice, as {twice[:1]}")
+    num_classes = int(labels[together].max()) + 1
+    absent = np.flatnonzero(np.bincount(labels[splits["train"]], minlength=num_classes) == 0)
+    check(not absent.size, f"no training node is of class {absent[:1]}")
+    check(num_classes > 1, "all nodes are of one class")
+
+    senders, receivers = _both_ways(edges, count, self_loops)
+    return GraphData(
+        _scaled(x, features),
+        senders,
+        receivers,
+        labels.astype(np.int32),
+        splits,
+        tuple(f"class {k}" for k in range(num_classes)),
+    )
+
+
+def _nodes(mask: np.ndarray, count: int) -> np.ndarray:
+    if mask.dtype == bool and mask.shape == (count,):
+        return np.flatnonzero(mask).astype(np.int32)
+    return mask.reshape(-1).astype(np.int32)
+
+
+def _scaled(x: np.ndarray, how: str) -> np.ndarray:
+    if how == "rows":
+        sums = x.sum(1, keepdims=True)
+        return x / np.where(sums == 0, 1, sums)
+    if how == "zscore":
+        std = x.std(0, dtype=np.float64)
+        return ((x - x.mean(0, dtype=np.float64)) / np.where(std == 0, 1, std)).astype(np.float32)
+    return x
+
+
+def _both_ways(edges: np.ndarray, count: int, self_loops: bool) -> tuple[np.ndarray, np.ndarray]:
+    senders, receivers = edges.astype(np.int64).T
+    keys = np.concatenate([receivers * count + senders, senders * count + receivers])
+    keys = keys[keys // count != keys % count]
+    if self_loops:
+        keys = np.concatenate([keys, np.arange(count) * (count + 1)])
+    receivers, senders = np.divmod(np.unique(keys), count)
+    return senders.astype(np.int32), receivers.astype(np.int32)
+
+
+def synthetic(
+    nodes: int = DGRAPH["nodes"],
+    edges: int = DGRAPH["edges"],
+    normal: int = DGRAPH["normal"],
+    fraud: int = DGRAPH["fraud"],
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The arrays of a made-up graph, by default of DGraph-Fin's size, class balance and split.
+
+    For speed and memory: the 17 features of a fraud are shifted a little, and edges are random.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.full(nodes, -1)
+    labelled = rng.permutation(nodes)[: normal + fraud]
+    labels[labelled] = np.arange(normal + fraud) < fraud
+    x = rng.standard_normal((nodes, 17), np.float32) + 0.3 * (labels == 1)[:, None]
+    train, valid, test = np.split(
+        rng.permutation(labelled), [int(0.7 * len(labelled)), int(0.85 * len(labelled))]
+    )
+    return {
+        "x": x.astype(np.float32),
+        "y": labels,
+        "edge_index": rng.integers(0, nodes, (edges, 2)),
+        "train_mask": train,
+        "valid_mask": valid,
+        "test_mask": test,
+    }
+
+
+def neighbour_starts(graph: GraphData) -> np.ndarray:
+    """Where the edges of each receiver start, i64[N + 1]."""
+    return np.searchsorted(graph.receivers, np.arange(len(graph.features) + 1))
+
+
+def sample_neighbours(
+    senders: np.ndarray,
+    starts: np.ndarray,
+    seeds: np.ndarray,
+    fanout: tuple[int, ...],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws `fanout[0]` neighbours of each seed, `fanout[1]` of each of those, and so on.
+
+    `senders` are those of all edges, `starts` as from `neighbour_starts`. Draws are uniform, with
+    replacement; a node without neighbours has none. The sample is a tree: a node that is drawn
+    twice stands twice.
+
+    Returns:
+      nodes i32[n], the seeds first; senders and receivers i32[n - B], positions in `nodes`, sorted
+      by receiver, where n depends on the number of seeds and `fanout` alone: a draw that had
+      nothing to draw from has the receiver n.
+    """
+    layer, nodes, receivers, missing = seeds, [seeds], [], []
+    offset = 0
+    for width in fanout:
+        degree = (starts[layer + 1] - starts[layer])[:, None]
+        drawn = starts[layer][:, None] + (rng.random((len(layer), width)) * degree).astype(np.int64)
+        none = np.broadcast_to(degree == 0, drawn.shape).reshape(-1)
+        drawn = senders[np.minimum(drawn, len(senders) - 1)].reshape(-1)
+        receivers.append(offset + np.repeat(np.arange(len(layer)), width))
+        missing.append(none)
+        offset += len(layer)
+        layer = drawn
+        nodes.append(layer)
+    found = np.concatenate(nodes).astype(np.int32)
+    to = np.where(np.concatenate(missing), len(found), np.concatenate(receivers))
+    order = np.argsort(to, kind="stable")
+    own = np.arange(len(seeds), len(found))
+    return found, own[order].astype(np.int32), to[order].astype(np.int32)

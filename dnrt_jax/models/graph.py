@@ -1,0 +1,70 @@
+"""Models of graphs: what they take, the sum over neighbours, and the stack of layers they share."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dnrt_jax import activations
+from dnrt_jax.models.layers import record
+
+
+class Graph(NamedTuple):
+    """A graph, or a sampled part of one, and the nodes that are asked about.
+
+    features: f32[N, F].
+    senders, receivers: i32[E], an edge each; sorted by receiver. A receiver of N is no edge.
+    nodes: i32[B].
+    """
+
+    features: Any
+    senders: Any
+    receivers: Any
+    nodes: Any
+
+
+def sum_neighbours(graph: Graph, x: Array) -> Array:
+    """The sum over the senders of each receiver: [N, D] -> [N, D]."""
+    # There are E x D terms in memory: callers keep D small.
+    return _sum_edges(graph, x[graph.senders])
+
+
+def degrees(graph: Graph) -> Array:
+    """How many neighbours each node has, f32[N]."""
+    return _sum_edges(graph, jnp.ones(graph.receivers.shape, jnp.float32))
+
+
+def _sum_edges(graph: Graph, x: Array) -> Array:
+    num_nodes = graph.features.shape[0]
+    return jax.ops.segment_sum(x, graph.receivers, num_nodes, indices_are_sorted=True)
+
+
+class GraphNetwork(nn.Module):
+    """Graph -> logits f32[B, num_classes] of its `nodes`: `depth` layers, hidden ones activated.
+
+    RAA sites: every hidden layer. ARR sites: every hidden layer's output at `nodes`, after its
+    activation (J = depth - 1). The paper names the models and gives neither sites nor sizes.
+    """
+
+    layer: ClassVar[Any]  # (features, dtype, name) -> module on (graph, [N, C])
+
+    num_classes: int
+    act: str = "raa"
+    embed_dim: int = 128
+    depth: int = 2
+    drop_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, graph: Graph, train: bool = False) -> Array:
+        x = graph.features
+        for i in range(self.depth - 1):
+            x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+            x = self.layer(self.embed_dim, dtype=self.dtype, name=f"layers_{i}")(graph, x)
+            x = activations.create(self.act, f"act_{i}")(x)
+            record(self, x[graph.nodes], f"response_{i}")
+        x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+        logits = self.layer(self.num_classes, dtype=None, name="head")(graph, x)[graph.nodes]
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
