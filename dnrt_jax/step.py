@@ -17,7 +17,7 @@ from dnrt_jax import arr, metrics
 from dnrt_jax.config import Config
 from dnrt_jax.state import TrainState
 
-Batch = dict[str, Array]
+Batch = dict[str, Any]
 Values = dict[str, Array]
 Mix = Callable[[Array, Array, Array], tuple[Array, Array]]  # as augment.mixup, less its alpha
 

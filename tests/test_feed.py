@@ -124,7 +124,7 @@ def test_mixing_and_smoothing_train_with_soft_labels(config, in_memory):
     [
         ({"data__loader": "stream", "data__imbalance": 10}, "only for data in memory"),
         ({"data__loader": "stream", "data__name": "digits"}, "neither a folder nor prepared"),
-        ({"train__batch_size": 24}, "only 21 training images"),
+        ({"train__batch_size": 24}, "only 21 training samples"),
         ({"train__batch_size": 9}, "does not divide over 8 devices; try 8"),
     ],
 )

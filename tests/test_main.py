@@ -57,7 +57,7 @@ def test_evaluating_a_checkpoint_repeats_its_record_arr_included(finished):
         assert done.returncode == 0, done.stderr
         printed = dict(part.split("=") for part in done.stdout.split() if "=" in part)
         for name, value in printed.items():
-            assert float(value) == pytest.approx(records[-1][f"test/{name}"], rel=1e-4)
+            assert float(value) == pytest.approx(records[-1][name], rel=1e-4)
         assert "loss_arr" in printed
 
 
