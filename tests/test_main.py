@@ -58,7 +58,7 @@ def test_evaluating_a_checkpoint_repeats_its_record_arr_included(finished):
         printed = dict(part.split("=") for part in done.stdout.split() if "=" in part)
         for name, value in printed.items():
             assert float(value) == pytest.approx(records[-1][name], rel=1e-4)
-        assert "loss_arr" in printed
+        assert "test/loss_arr" in printed
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_never_killed(finished, tmp_path):
