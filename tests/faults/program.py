@@ -50,9 +50,9 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def ask_to_stop():
+def ask_to_stop(number=signal.SIGTERM):
     print(f"signal {time.time()}", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
 
 
 def twice():
@@ -138,6 +138,7 @@ FAULTS = {
     "stop in step": lambda: before(feed.ByBatch, "run", ask_to_stop, 3),
     "stop in evaluation": lambda: before(metrics, "classification", ask_to_stop),
     "stop in save": lambda: before(checkpoint, "_checksums", ask_to_stop),
+    "interrupt in step": lambda: before(feed.ByBatch, "run", lambda: ask_to_stop(signal.SIGINT), 3),
     "stop twice": lambda: before(checkpoint, "_checksums", twice, 3),
     "nan parameter": lambda: poisoned(nan_parameter, 12),
     "bad label": lambda: bad_label_at(12),

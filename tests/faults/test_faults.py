@@ -105,14 +105,23 @@ def test_killed_at_twenty_random_moments(whole, start, run, tmp_path):
     assert_same_run(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("moment", ["compile", "step", "evaluation", "save"])
-def test_a_signal_saves_and_the_next_start_goes_on(whole, run, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [
+        ("stop in compile", signal.SIGTERM),
+        ("stop in step", signal.SIGTERM),
+        ("stop in evaluation", signal.SIGTERM),
+        ("stop in save", signal.SIGTERM),
+        ("interrupt in step", signal.SIGINT),
+    ],
+)
+def test_a_signal_saves_and_the_next_start_goes_on(whole, run, tmp_path, fault, number):
     workdir = tmp_path / "run"
-    status, errors = run(f"stop in {moment}", workdir)
+    status, errors = run(fault, workdir)
     ended = time.time()
-    assert status == 128 + signal.SIGTERM, errors
+    assert status == 128 + number, errors
     sent = float(re.search(r"signal ([\d.]+)", errors)[1])
-    print(f"SIGTERM in {moment}: {ended - sent:.2f} s to the end")
+    print(f"{fault}: {ended - sent:.2f} s from the signal to the end")
     assert steps(workdir)
     assert run("none", workdir)[0] == 0
     assert_same_run(whole, workdir)
