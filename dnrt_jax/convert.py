@@ -210,6 +210,11 @@ def load(source: Path, checkpoint: str = "latest") -> tuple[StateDict, Descripti
     from dnrt_jax import workdir  # imports Orbax, which files of weights do not need
 
     config, variables, class_names = workdir.read_run(source, checkpoint)
+    if schema.takes_graph(config):
+        raise ValueError(
+            f"{source}: a run of {config.model.name}, which takes a graph; weights and predictions "
+            "are of models of images; --eval_only evaluates it"
+        )
     state_dict, data = to_torch(variables), config.data
     model = {"name": config.model.name, "act": config.model.act, "image_size": data.image_size}
     model |= schema.model_kwargs(config)

@@ -1,11 +1,13 @@
 import json
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import FOLDER
-from sklearn.metrics import precision_recall_fscore_support
+from scipy.special import softmax
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from dnrt_jax import metrics
 
@@ -34,3 +36,45 @@ def test_values_are_scikit_learns():
 def test_masked_rows_do_not_count():
     mask = np.array([True, False, True])
     np.testing.assert_array_equal(counts([0, 1, 1], [0, 0, 0], 2, mask), [[1, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("values", [1000, 7, 1])  # few values: many ties
+def test_auc_is_scikit_learns_ties_included(values):
+    rng = np.random.default_rng(values)
+    positive = rng.random(500) < 0.2
+    scores = rng.integers(0, values, 500) + positive * rng.integers(0, 2, 500)
+    assert metrics.roc_auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_macro_auc_is_one_versus_the_rest_and_of_two_classes_that_of_the_second():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((300, 4)), rng.integers(0, 4, 300)
+    probs = softmax(logits, axis=1)
+    wanted = roc_auc_score(labels, probs, multi_class="ovr", average="macro")
+    assert metrics.macro_roc_auc(logits, labels) == pytest.approx(wanted)
+    two, labels = logits[:, :2], labels % 2
+    wanted = roc_auc_score(labels, two[:, 1] - two[:, 0])
+    assert metrics.macro_roc_auc(two, labels) == pytest.approx(wanted)
+
+
+def test_auc_of_one_class_alone_is_not_a_number():
+    assert np.isnan(metrics.roc_auc([0.1, 0.2], [True, True]))
+
+
+def test_auc_of_over_a_million_scores_takes_under_two_seconds():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((1_200_000, 2), np.float32), rng.random(1_200_000) < 0.0127
+    start = time.process_time()
+    assert abs(metrics.macro_roc_auc(logits, labels) - 0.5) < 0.02
+    assert time.process_time() - start < 2
+
+
+def test_accuracy_by_frequency_splits_classes_by_their_training_images():
+    confusion = np.diag([9, 6, 4, 1]) + np.eye(4, k=-1, dtype=int) * 2
+    accuracy = np.diag(confusion) / confusion.sum(1)
+    found = metrics.by_frequency(confusion, [5000, 101, 20, 19], "abcd")
+    assert found["acc_many"] == pytest.approx(accuracy[:2].mean())
+    assert found["acc_medium"] == accuracy[2]
+    assert found["acc_few"] == accuracy[3]
+    assert [found[f"acc_class_{name}"] for name in "abcd"] == accuracy.tolist()
+    assert "acc_few" not in metrics.by_frequency(confusion, [5000, 101, 20, 20], "abcd")

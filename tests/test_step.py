@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden_files import assert_close, below, load
 
@@ -205,3 +206,26 @@ def test_bfloat16_computes_and_float32_keeps():
     assert logits.dtype == jnp.float32
     exact = models.create("vit_tiny_patch4_32", num_classes=CLASSES, **TINY)
     assert_close(logits, exact.apply({"params": state.params}, batch_of(8)["image"]), 0.05)
+
+
+def test_balanced_softmax_is_its_definition_and_only_in_training():
+    """-log(n_y e^z_y / sum_k n_k e^z_k), whose gradient by z is that softmax less the label."""
+    counts = np.array([500.0, 50.0, 5.0, 1.0])
+    model, _, state, c = build(arr_weight=0.0)
+    tx, log_prior = optax.sgd(1.0), np.log(counts).astype(np.float32)
+    state = state.replace(opt_state=tx.init(state.params))
+    step = steps.train_step(model, tx, c, as_is, [], jax.random.key(1), log_prior=log_prior)
+    batch = batch_of(8)
+    logits = np.asarray(model.apply({"params": state.params}, batch["image"]), np.float64)
+    weighed = counts * np.exp(logits)
+    probs = weighed / weighed.sum(1, keepdims=True)
+    after, values = jax.jit(step)(state, batch)
+    rows = np.arange(8)
+    assert values["loss"] == pytest.approx(-np.log(probs[rows, batch["label"]]).mean(), rel=1e-5)
+    gradient = probs - np.eye(CLASSES)[batch["label"]]
+    moved = state.params["head"]["bias"] - after.params["head"]["bias"]
+    np.testing.assert_allclose(moved, gradient.mean(0), atol=1e-6)
+    evaluate = jax.jit(steps.eval_step(model, c.arr, lambda images: images, CLASSES))
+    plain = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = -np.log(plain[rows, batch["label"]]).sum()
+    assert evaluate(state, batch)["loss_ce"] == pytest.approx(wanted, rel=1e-5)

@@ -5,6 +5,7 @@ test_mask, indices of labelled nodes (or bool[N]). `synthetic` is a made-up one 
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +46,14 @@ def load(name: str, data_dir: str | Path, *, features: str, self_loops: bool) ->
             "DATA_DIR or --config.data.dir (DGraph-Fin must be downloaded by hand from "
             "dgraph.xinye.com)"
         )
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in KEYS}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        pickled = "pickle" in str(error) or "Object arrays" in str(error)
-        reason = "it holds pickled objects" if pickled else "not an .npz file, or a damaged one"
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        pickled = "Object arrays" in str(error)
+        reason = "it holds pickled objects" if pickled else "damaged"
         raise ValueError(f"{path}: {reason}") from None
     return prepare(arrays, str(path), features=features, self_loops=self_loops)
 
@@ -93,6 +96,7 @@ def prepare(
 
     splits = {split: _nodes(arrays[f"{split}_mask"], count) for split in SPLITS}
     for split, nodes in splits.items():
+        check(nodes.dtype.kind in "iu", f"{split}_mask is {nodes.dtype}, not indices of nodes")
         check(nodes.size > 0, f"{split}_mask names no node")
         check(
             nodes.min() >= 0 and nodes.max() < count,
@@ -116,15 +120,15 @@ def prepare(
         senders,
         receivers,
         labels.astype(np.int32),
-        splits,
+        {split: nodes.astype(np.int32) for split, nodes in splits.items()},
         tuple(f"class {k}" for k in range(num_classes)),
     )
 
 
 def _nodes(mask: np.ndarray, count: int) -> np.ndarray:
     if mask.dtype == bool and mask.shape == (count,):
-        return np.flatnonzero(mask).astype(np.int32)
-    return mask.reshape(-1).astype(np.int32)
+        return np.flatnonzero(mask)
+    return mask.reshape(-1)
 
 
 def _scaled(x: np.ndarray, how: str) -> np.ndarray:

@@ -156,6 +156,8 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1 or config is None:
             raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
         schema.validate(config)
+        if schema.takes_graph(config):
+            raise ValueError(f"config.model.name={config.model.name!r}: takes a graph, not images")
         grid = rows(config)
         draw(grid, _title(config), OUT.value)
     print(f"{OUT.value}: {len(grid)} classes")

@@ -4,6 +4,7 @@ One architecture a file; the `MODELS` table at its foot names its sizes. Models 
 label and no ARR: they `record` their aggregated responses into the collection "responses".
 """
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
@@ -59,8 +60,8 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
 def fields(name: str) -> list[str]:
     """The keywords that the model `name` takes."""
     constructor = _known()[name]
-    members = getattr(constructor, "func", constructor).__dataclass_fields__
-    return [field for field in members if field not in ("parent", "name")]
+    members = dataclasses.fields(getattr(constructor, "func", constructor))
+    return [field.name for field in members if field.name not in ("parent", "name")]
 
 
 def _check(what: str, value: str, known) -> None:
