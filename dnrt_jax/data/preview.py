@@ -145,10 +145,6 @@ def draw(grid: list[Row], title: str, out: str | Path) -> None:
     figure.savefig(out)
 
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
-OUT = flags.DEFINE_string("out", "preview.png", "the picture: .png, .pdf, .svg ...")
-
-
 def main(argv: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     with cli.one_line_errors():
@@ -179,5 +175,7 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError(str(error)) from error
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: defined above they would collide with main.py's
+    CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
+    OUT = flags.DEFINE_string("out", "preview.png", "the picture: .png, .pdf, .svg ...")
     app.run(main, flags_parser=_parse)

@@ -60,8 +60,8 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
 def fields(name: str) -> list[str]:
     """The keywords that the model `name` takes."""
     constructor = _known()[name]
-    members = dataclasses.fields(getattr(constructor, "func", constructor))
-    return [field.name for field in members if field.name not in ("parent", "name")]
+    module: Any = getattr(constructor, "func", constructor)
+    return [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
 
 
 def _check(what: str, value: str, known) -> None:
