@@ -30,13 +30,18 @@ def raa(x: Array, w: Array | None, b: Array | float) -> Array:
     """
     y = _promote(x)
     z = y + _shift(y, w, b)
-    return (y * (0.5 * (1 + jax.lax.erf(z * 0.5**0.5)))).astype(x.dtype)
+    return (y * normal_cdf(z)).astype(x.dtype)
 
 
 def raa_relu(x: Array, w: Array | None, b: Array | float) -> Array:
     """ReLU form, max(0, x + f(x)). Arguments and result as for `raa`."""
     y = _promote(x)
     return nn.relu(y + _shift(y, w, b)).astype(x.dtype)
+
+
+def normal_cdf(z: Array) -> Array:
+    """Phi, by the error function."""
+    return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
 
 
 def _promote(x: Array) -> Array:
@@ -48,7 +53,9 @@ def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
     if w is None:
         return b
     w = w.astype(x.dtype)
-    return (x * w).sum(-1, keepdims=True) + b if w.ndim == 1 else x @ w + b
+    # A product of flat rows: XLA:CPU takes three times as long for a sum over the last axis.
+    rows = jnp.matmul(x.reshape(-1, x.shape[-1]), w, precision=jax.lax.Precision.HIGHEST)
+    return rows.reshape(*x.shape[:-1], -1) + b
 
 
 class RAA(nn.Module):

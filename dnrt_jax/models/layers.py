@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
-from dnrt_jax import activations
+from dnrt_jax import activations, fused
 
 normal_02 = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2: 100 deviations
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
@@ -100,6 +100,16 @@ class LayerScale(nn.Module):
         return x * gamma.astype(x.dtype)
 
 
+def _dense_raa(dense: nn.Dense, act: Any, x: Array) -> Array:
+    """act(dense(x)), by the parameters of both."""
+    weights, shift = dense.variables["params"], act.variables["params"]
+    rows, kernel, bias = promote_dtype(
+        x.reshape(-1, x.shape[-1]), weights["kernel"], weights["bias"], dtype=dense.dtype
+    )
+    y = fused.dense_raa(rows, kernel, bias, shift["w"], shift["b"])
+    return y.reshape(*x.shape[:-1], dense.features)
+
+
 class Mlp(nn.Module):
     """fc2(act(fc1(x))) on [..., D]: RAA's site in a transformer."""
 
@@ -111,8 +121,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         d = x.shape[-1]
-        x = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
-        x = activations.create(self.act)(x)
+        fc1 = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")
+        act = activations.create(self.act)
+        # Where parameters are made, or somebody collects what layers return, each layer runs.
+        apart = self.is_initializing() or self.is_mutable_collection("intermediates")
+        x = act(fc1(x)) if apart or self.act != "raa" else _dense_raa(fc1, act, x)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
         x = Dense(d, dtype=self.dtype, name="fc2")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)

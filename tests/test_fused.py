@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnrt_jax import models, raa
+from dnrt_jax.fused import dense_raa
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative"), [("float64", 1e-13), ("float32", 3e-6), ("bfloat16", 0.05)]
+)
+def test_values_and_gradients_are_those_of_the_layers(dtype, relative):
+    with jax.enable_x64(dtype == "float64"):
+        shapes = ((40, 16), (16, 32), (32,), (32,), (), (40, 32))
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        parameter = jnp.promote_types(dtype, jnp.float32)
+        dtypes = (dtype, dtype, dtype, parameter, parameter, dtype)
+        *args, g = (
+            jax.random.normal(*three) / 2 for three in zip(keys, shapes, dtypes, strict=True)
+        )
+        layers = lambda u, kernel, bias, w, b: raa(u @ kernel + bias, w, b)
+        (wanted, of_layers), (y, of_fused) = (jax.vjp(f, *args) for f in (layers, dense_raa))
+        for ours, theirs in zip((y, *of_fused(g)), (wanted, *of_layers(g)), strict=True):
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+            ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+            assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def test_a_vit_whose_layers_are_collected_is_the_same_vit():
+    model = models.create("vit_tiny_patch4_32", num_classes=3, depth=1, embed_dim=12, image_size=8)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = model.init(jax.random.key(1), x)["params"]
+    params = jax.tree.map(
+        lambda p: p + 0.05 * jax.random.normal(jax.random.key(2), p.shape), params
+    )
+
+    def loss(params, collected):
+        mutable = ["intermediates"] if collected else ["responses"]
+        y, state = model.apply(
+            {"params": params}, x, mutable=mutable, capture_intermediates=collected
+        )
+        assert ("'fc1'" in str(jax.tree.structure(state))) == collected
+        return (y**2).sum()
+
+    fused, apart = (jax.value_and_grad(loss)(params, collected) for collected in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fused, apart)
