@@ -1,11 +1,32 @@
-"""What a function costs, read from its traced program: multiply-accumulates, without running it."""
+"""What a function costs, read from its traced program without running it, and what devices can."""
 
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.extend import core
+
+# Dense bfloat16 FLOP/s of one device by its kind in JAX, from the makers' data sheets. A device is
+# a chip, of TPU v2 and v3 one of its two cores.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,  # float16
+    "Tesla V100-SXM2-16GB": 125e12,  # float16
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
 
 
 class MultiplyAccumulates(NamedTuple):
@@ -35,6 +56,21 @@ def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumula
             kernel, numbers = eqn.invars[1], eqn.params["dimension_numbers"]
             layers += times * _size(eqn.outvars[0]) * _dims(kernel, numbers.rhs_spec[1:])
     return MultiplyAccumulates(layers, products)
+
+
+def of_image(model: nn.Module, shape: tuple[int, ...]) -> MultiplyAccumulates:
+    """Those of a forward pass on one image f32[1, S, S, C]; a training step takes three times that:
+    the gradients of the weights and of what they act on each cost as much again.
+    """
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, image)
+
+
+def utilization(macs: int, images_per_sec: float) -> float | None:
+    """Share of all devices' peak in training, without the augmentation; None if it is not known."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return peak and 3 * 2 * macs * images_per_sec / (peak * jax.device_count())
 
 
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:

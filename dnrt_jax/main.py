@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dnrt_jax import config as schema
-from dnrt_jax.cli import one_line_errors
+from dnrt_jax.cli import keep_memory, keep_programs, one_line_errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
@@ -58,12 +58,14 @@ def main(argv: list[str]) -> None:
 
 def _run(config) -> int:
     # Everything above answers a wrong command in a second; JAX takes longer to import.
+    keep_memory()
     import jax
     from clu import parameter_overview
 
     from dnrt_jax import checkpoint, feed, parallel, problem, train
     from dnrt_jax.workdir import Workdir
 
+    keep_programs()
     parallel.initialize(
         COORDINATOR.value, PROCESSES.value, PROCESS.value, config.parallel.heartbeat_seconds
     )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import convert, models
-from dnrt_jax.cli import one_line_errors
+from dnrt_jax.cli import keep_programs, one_line_errors
 from dnrt_jax.data import augment, images
 from dnrt_jax.weights import Description, StateDict
 
@@ -124,6 +124,7 @@ def expand(arguments: Iterable[str]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(format="%(message)s")
+    keep_programs()
     with one_line_errors():
         if args.workdir and not args.workdir.is_dir():
             raise ValueError(f"--workdir={args.workdir}: no such folder")

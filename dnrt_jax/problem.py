@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, metrics, models, nodes, optim, parallel
+from dnrt_jax import cost, feed, metrics, models, nodes, optim, parallel
 from dnrt_jax import state as train_state
 from dnrt_jax import step as steps
 from dnrt_jax.config import Config
@@ -38,6 +38,14 @@ class Problem(NamedTuple):
         """Images a step, or labelled nodes: without sampling, all of them."""
         whole = schema.takes_graph(self.config) and not self.config.data.fanout
         return feed.size(self.train) if whole else self.config.train.batch_size
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of an image's forward pass; None for a graph."""
+        if isinstance(self.train, graphs.GraphData):
+            return None
+        size = self.config.data.image_size
+        return cost.of_image(self.model, (1, size, size, feed.channels(self.train))).total
 
     def duration(self, name: str) -> int:
         """config.train.{name}_epochs or _steps, in steps; at least 1."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnrt_jax import checkpoint, convert, feed, parallel, plots
+from dnrt_jax import checkpoint, convert, cost, feed, parallel, plots
 from dnrt_jax import config as schema
 from dnrt_jax.metrics import NonFiniteError
 from dnrt_jax.problem import Problem, Programs, evaluator
@@ -61,7 +61,9 @@ def fit(problem: Problem, fns: Programs, workdir: Workdir, stop: Stop) -> dict[s
     eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
     best_step = _best_step(workdir, config)
     progress = Progress(step, total, problem.batch_size, is_main=parallel.is_main())
-    stopping = False
+    macs, stopping = problem.macs, False
+    if macs and parallel.is_main():
+        print(f"{macs / 1e6:.4g} million multiply-accumulates an image, forward", flush=True)
 
     while step < total and not stopping:
         ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
@@ -88,7 +90,7 @@ def fit(problem: Problem, fns: Programs, workdir: Workdir, stop: Stop) -> dict[s
             if config.train.on_nonfinite == "skip":
                 record["train/skipped"] = skipped
             record["train/lr"] = float(fns.rate(step - 1))
-            record["train/images_per_sec"] = progress.images_per_sec()
+            record |= _speed(progress.images_per_sec(), macs)
             window = {}
         if step % eval_every == 0 or last:
             results = evaluate(state)
@@ -142,6 +144,16 @@ def initial_state(fns: Programs, problem: Problem):
     batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), state.batch_stats)
     logging.info("starting from the weights of %s", source)
     return state.replace(params=params, batch_stats=batch_stats)
+
+
+def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | None]:
+    """What the log says of it; share of the devices' peak and their memory only where known."""
+    speed: dict[str, float | None] = {"train/images_per_sec": images_per_sec}
+    if images_per_sec and macs and (share := cost.utilization(macs, images_per_sec)):
+        speed["train/utilization"] = share
+    if memory := jax.local_devices()[0].memory_stats():
+        speed["train/peak_gb"] = memory["peak_bytes_in_use"] / 1e9
+    return speed
 
 
 @jax.jit

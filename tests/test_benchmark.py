@@ -11,7 +11,19 @@ import pytest
 from PIL import Image
 
 from dnrt_jax.benchmark import __main__ as program
-from dnrt_jax.benchmark import augment, loader, scaling, step, timing, training
+from dnrt_jax.benchmark import (
+    arr,
+    augment,
+    infer,
+    loader,
+    peer,
+    scaling,
+    startup,
+    step,
+    table4,
+    timing,
+    training,
+)
 from dnrt_jax.data import datasets
 
 KEYS = {"benchmark", "case", "device", "ours", "other", "ratio", "unit", "n"}
@@ -128,6 +140,66 @@ def test_a_trainer_goes_on_from_step_to_step(monkeypatch):
     assert starts == [(0, 2, 2), (2, 2, 4)]
 
 
+def test_infer_measures_both_activations():
+    config = tiny()
+    rows = list(infer.measure(config, rounds=2))
+    assert [(row.case, row.unit) for row in rows] == [
+        (case, unit) for case in ("gelu", "raa") for unit in ("ms/batch", "images/s")
+    ]
+    assert training.predictor(config, 3)().shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "act", "gmacs"),
+    [(model, act, row[act][0]) for model, row in table4.PAPER.items() for act in row],
+)
+def test_multiply_accumulates_are_the_papers(model, act, gmacs):
+    assert table4.gmacs_of(model, act) == pytest.approx(gmacs, rel=0.01)
+
+
+def test_arr_is_measured_alone_and_as_a_share_of_the_step(capsys, trained):
+    sizes = {"batch_size": "8", "num_classes": "3", "layers": "2", "dim": "4"}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", size)]
+    rows = run(capsys, "arr", *options, "--rounds=2")
+    assert [(row["case"], row["unit"]) for row in rows] == [
+        (f"{rule} B=8 K=3 J=2 D=4", unit)
+        for rule in ("sequential", "centroid")
+        for unit in ("ms", "share of step")
+    ]
+    assert [(c.model.act, c.arr.weight) for c in trained] == [("gelu", 0.0)]
+    train = arr.alone("sequential", 8, 3, 2, 4)
+    train()
+    train()  # goes on with the means that the first call gave
+
+
+def test_the_peer_is_the_same_mathematics():
+    pytest.importorskip("torch")
+    config = training.config_of("vit_tiny_patch4_32", 8, "float32")
+    config.data.image_size = config.data.eval_resize = 8
+    config.model.embed_dim, config.model.depth = 12, 2
+    config.model.act, config.arr.weight, config.optim.min_lr = "raa", 20.0, config.optim.lr
+    rows = list(peer.measure(config, steps=1, rounds=1, compiled=False))
+    logits, losses, train, infer_row = rows
+    assert logits.ours < 1e-5
+    assert losses.ours < 1e-4
+    assert min(train.ratio or 0, infer_row.ratio or 0) > 0
+
+
+def test_startup_compares_cold_and_warm(capsys, monkeypatch):
+    starts = []
+    monkeypatch.setattr(startup, "first_step", lambda config, kept: starts.append(kept))
+    rows = run(capsys, "startup", "--rounds=2")
+    cases = ["python", "import dnrt_jax", "first step: cold, warm"]
+    assert [row["case"] for row in rows] == cases
+    assert [starts.count(kept) for kept in set(starts)].count(1) == 3  # each cold start is alone
+    assert max(starts.count(kept) for kept in starts) == 3
+
+
+def test_startup_ends_with_the_first_step(tmp_path):
+    startup.first_step("configs/digits.py", str(tmp_path))
+    assert any(path.name.startswith("jit_") for path in tmp_path.iterdir())
+
+
 def test_augment_gives_the_share_of_the_step(monkeypatch, trained):
     seconds = {"alone": 0.5, "with": 4.0, "without": 3.0}
 
@@ -235,6 +307,9 @@ def test_the_peers_boxes_lie_inside(photos):
         (["augment", "--image_size=64"], "--image_size"),
         (["loader", "--workers=-1"], "--workers"),
         (["loader", "--files=8"], "--files"),
+        (["startup", "--config=configs/digit.py"], "does not exist"),
+        (["table4", "--models", "vit_tiny_patch4_32"], "--models"),
+        (["arr", "--num_classes", "0"], "--num_classes=0: must be 1 or more"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(capsys, argv, words):
@@ -242,9 +317,20 @@ def test_a_mistake_is_answered_in_one_line(capsys, argv, words):
         program.main(argv)
     out, err = capsys.readouterr()
     assert ended.value.code in (1, 2)
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: ")
-    assert words in err
+    said = [line for line in err.splitlines() if "first run, with compilation" not in line]
+    assert (out, len(said)) == ("", 1)
+    assert said[0].startswith("error: ")
+    assert words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [("torch", "pip install torch"), ("scripts.torch_vit", "in a clone")]
+)
+def test_the_peer_says_what_it_needs(capsys, monkeypatch, missing, words):
+    monkeypatch.setattr(peer, "find_spec", lambda name: name != missing)
+    with pytest.raises(SystemExit):
+        program.main(["peer"])
+    assert words in capsys.readouterr().err
 
 
 def test_help_imports_no_model():

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from dnrt_jax import models
-from dnrt_jax.cost import MultiplyAccumulates, multiply_accumulates
+from dnrt_jax.cost import (
+    PEAK_FLOPS,
+    MultiplyAccumulates,
+    multiply_accumulates,
+    of_image,
+    utilization,
+)
 
 
 def test_dense_layers_and_products_of_activations_are_told_apart():
@@ -38,7 +44,19 @@ def test_a_convolution_by_groups(groups, expected):
 
 def test_resnet18_as_published():
     model = models.create("resnet18", num_classes=1000, act="relu")
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    counted = multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, image)
-    assert counted.total == 1_814_073_344  # torchvision's page: 1.81 G
+    assert of_image(model, (1, 224, 224, 3)).total == 1_814_073_344  # torchvision's page: 1.81 G
+
+
+def test_utilization_counts_three_passes_over_all_devices(monkeypatch):
+    assert utilization(10**9, 1000.0) is None  # of a CPU no peak is known
+    monkeypatch.setitem(PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
+    assert utilization(10**9, 1000.0) == pytest.approx(6 / jax.device_count())
+
+
+def test_a_training_step_takes_three_forward_passes():
+    model = models.create("vit_tiny_patch4_32", num_classes=10, act="gelu", depth=2)
+    shape = (1, 32, 32, 3)
+    variables = model.init(jax.random.key(0), jnp.zeros(shape))
+    loss = lambda variables, x: model.apply(variables, x).sum()
+    counted = multiply_accumulates(jax.grad(loss), variables, jnp.zeros(shape)).total
+    assert counted == pytest.approx(3 * of_image(model, shape).total, rel=0.02)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from runs import ROOT, assert_same_run, command, environment, run
 
@@ -40,6 +42,17 @@ def test_a_run_leaves_what_the_design_names(finished):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["last"]["test/acc"] == records[-1]["test/acc"]
     assert summary["best"]["test/acc"] == max(r.get("test/acc", 0) for r in records)
+
+
+def test_what_a_run_compiles_is_kept_by_version_and_host(tmp_path):
+    settings = environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del settings["JAX_COMPILATION_CACHE_DIR"]
+    flags = ["--config.train.steps=1", "--config.optim.warmup_steps=0"]
+    subprocess.run(command(tmp_path / "run", *flags), cwd=ROOT, env=settings, check=True)
+    (folder,) = (tmp_path / "cache" / "dnrt_jax").iterdir()
+    assert folder.name == f"jax-{jax.__version__}-{platform.node()}"
+    kept = [path.name for path in folder.iterdir() if path."run" in path.name]
+    assert kept  # the training program
 
 
 def test_a_finished_run_says_so_and_ends_well(finished):

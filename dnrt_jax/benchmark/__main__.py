@@ -1,6 +1,11 @@
 """Measures, side by side in one process: python -m dnrt_jax.benchmark SUBCOMMAND [--json].
 
     step      a training step: GELU, RAA, GELU+ARR, RAA+ARR
+    infer     inference with RAA against GELU
+    table4    multiply-accumulates and latency beside the paper's
+    arr       the cost of ARR against classes, batch, layers, dimension and rule
+    peer      training and inference against a PyTorch ViT of the same mathematics
+    startup   imports, the first step, and again with programs compiled before
     augment   the augmentation alone, and its share of a training step
     loader    the streaming loader against a torch DataLoader
     scaling   the training step compiled for many devices: memory, collectives, predicted time
@@ -19,9 +24,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dnrt_jax.benchmark.timing import Result
-from dnrt_jax.cli import one_line_errors
+from dnrt_jax.cli import keep_memory, one_line_errors
 
-SUBCOMMANDS = ("step", "augment", "loader", "scaling")
+SUBCOMMANDS = ["step", "infer", "table4", "arr", "peer", "startup", "augment", "loader", "scaling"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     name, options = _subcommand(argv)
     # One subcommand's imports are not another's: --help and mistakes are answered at once.
+    keep_memory()  # as training does
     with one_line_errors():
         benchmark = importlib.import_module(f"dnrt_jax.benchmark.{name}")
         args = _options(name, benchmark, options)

@@ -34,7 +34,6 @@ def start(cache):
     """start(fault, workdir, *flags) -> a running process; all share compiled programs."""
     settings = environment() | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
     }
 

@@ -1,0 +1,65 @@
+"""What ARR costs: means, targets, loss and gradient alone, as a share of the ViT-Tiny step."""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from dnrt_jax import arr
+from dnrt_jax.benchmark import training
+from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    several = {"type": int, "nargs": "+"}
+    parser.add_argument("--batch_size", **several, default=[64, 1024], help="B")
+    parser.add_argument("--num_classes", **several, default=[10, 1000, 10_000], help="K")
+    parser.add_argument("--layers", **several, default=[12], help="J")
+    parser.add_argument("--dim", **several, default=[192], help="D")
+    parser.add_argument("--rules", nargs="+", default=["sequential", "centroid"])
+    parser.add_argument("--step_batch", type=int, default=64, help="of the training step beside it")
+
+
+def run(args: argparse.Namespace) -> Iterator[Result]:
+    """A row of time and a row of its share in a GELU step of ViT-Tiny/4 on as many images.
+
+    The step is that of `step_batch` images, scaled to the batch.
+    """
+    config = training.config_of("vit_tiny_patch4_32", args.step_batch, "float32")
+    config.model.act, config.arr.weight = "gelu", 0.0
+    steps = training.default_steps()
+    sizes = (args.rules, args.batch_size, args.num_classes, args.layers, args.dim)
+    sides = {size: timed(alone(*size)) for size in itertools.product(*sizes)}
+    named = {"{} B={} K={} J={} D={}".format(*size): side for size, side in sides.items()}
+    step = timed(training.trainer(config, 10, steps))
+    seconds = interleaved({"step": step, **named}, args.rounds)
+    an_image = seconds["step"] / steps / args.step_batch
+    for (_, batch_size, *_), case in zip(sides, named, strict=True):
+        yield compare(case, "ms", 1e3 * seconds[case])
+        yield compare(case, "share of step", seconds[case] / (an_image * batch_size))
+
+
+def alone(rule: Any, batch_size: int, num_classes: int, layers: int, dim: int):
+    """A function that updates the means once and waits for the loss and its gradient."""
+    keys = jax.random.split(jax.random.key(0), layers + 1)
+    responses = [jax.random.normal(key, (batch_size, dim)) for key in keys[1:]]
+    labels = jax.random.randint(keys[0], (batch_size,), 0, num_classes)
+    centroids = arr.init(responses, num_classes)
+
+    def step(centroids, responses):
+        def loss(responses):
+            targets, new = arr.update(centroids, responses, labels, momentum=0.1, rule=rule)
+            return arr.loss(responses, targets), new
+
+        return jax.value_and_grad(loss, has_aux=True)(responses)
+
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run():
+        nonlocal centroids
+        (value, centroids), grads = compiled(centroids, responses)
+        jax.block_until_ready((value, grads, centroids))
+
+    return run

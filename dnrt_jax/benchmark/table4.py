@@ -1,0 +1,49 @@
+"""The paper's table 4: multiply-accumulates and latency at 224 pixels, ReLU against DNRT."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dnrt_jax import models
+from dnrt_jax.benchmark import training
+from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
+from dnrt_jax.cost import of_image
+
+# 10^9 multiply-accumulates and milliseconds of ReLU and of DNRT in the paper. It calls the first
+# FLOPs, and does not name the device or the batch of the second.
+PAPER = {
+    "vit_tiny_patch16_224": {"relu": (1.078, 4.5), "raa": (1.080, 4.6)},
+    "tnt_s_patch16_224": {"relu": (4.849, 10.1), "raa": (4.856, 10.5)},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", choices=PAPER, default=list(PAPER))
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def run(args: argparse.Namespace) -> Iterator[Result]:
+    """Counts beside the paper's, latencies of raa beside relu's here and in the paper."""
+    for name in args.models:
+        paper = PAPER[name]
+        for act, (gmacs, _) in paper.items():
+            counted = np.full(1, gmacs_of(name, act))
+            yield compare(f"{name} {act}, paper", "GMACs", counted, np.full(1, gmacs))
+        config = training.config_of(name, args.batch_size, args.dtype)
+        sides = {}
+        for act in paper:
+            config.model.act = act
+            sides[act] = timed(training.predictor(config, 1000))
+        seconds = interleaved(sides, args.rounds)
+        yield compare(f"{name} raa, relu", "ms", *(1e3 * seconds[act] for act in ("raa", "relu")))
+        latencies = (np.full(1, paper[act][1]) for act in ("raa", "relu"))
+        yield compare(f"{name} raa, relu: paper", "ms", *latencies)
+
+
+def gmacs_of(name: str, act: str) -> float:
+    """10^9 of dense layers, convolutions and RAA's shifts, an image, with 1000 classes."""
+    model: Any = models.create(name, num_classes=1000, act=act)
+    return of_image(model, (1, model.image_size, model.image_size, 3)).layers / 1e9
