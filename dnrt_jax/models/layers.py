@@ -126,6 +126,7 @@ class Mlp(nn.Module):
         # Where parameters are made, or somebody collects what layers return, each layer runs.
         apart = self.is_initializing() or self.is_mutable_collection("intermediates")
         x = act(fc1(x)) if apart or self.act != "raa" else _dense_raa(fc1, act, x)
+        self.sow("intermediates", "activated", x)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
         x = Dense(d, dtype=self.dtype, name="fc2")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)

@@ -1,0 +1,200 @@
+"""Draws runs and compares them on one page: python -m dnrt_jax.report RUN... --out=report
+
+Writes report.html, which holds all it shows, and each figure as PNG and SVG: figure 3 (curves, over
+the paper's with --paper=results/paper/fig3.json), figure 2 (violins of responses), accuracy by
+class, confusion, spread of responses within and between classes, RAA's shifts.
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnrt_jax.cli import keep_memory, keep_programs, one_line_errors
+
+ABOUT = {  # figure: its title and how to read it
+    "curves": (
+        "Curves (figure 3)",
+        "Overfitting shows where the test's cross-entropy rises while training's falls.",
+    ),
+    "spread": (
+        "Spread of responses by layer",
+        "Root mean square distance of a layer's aggregated responses from the mean of their class, "
+        "and of these means from each other. ARR pulls responses to their class's mean; as a "
+        "normalisation follows, it may as well make all of them smaller: the ratio tells.",
+    ),
+    "shifts": (
+        "Shifts of RAA by layer",
+        "What RAA learned: w.x + b over tokens or pixels. At zero it is GELU.",
+    ),
+    "activated": (
+        "Responses after the activation (figure 2a)",
+        "What the activation of an MLP gives, the first 50 channels of the class token, over test "
+        "images. Each run has its own scale.",
+    ),
+    "aggregated": (
+        "Aggregated responses by class (figure 2b)",
+        "The last layer's aggregated response to images of three classes, the first 50 channels. "
+        "Each run has its own scale.",
+    ),
+    "per_class": ("Accuracy by class", "At the last evaluation."),
+    "confusion": (
+        "Confusion",
+        "Rows are true classes, columns predicted ones, in percent of the row.",
+    ),
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
+  padding: 0 1em }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
+table { border-collapse: collapse } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd;
+  text-align: left; vertical-align: top } td.number, th.number { text-align: right }
+img { max-width: 100%; height: auto } p { max-width: 48em; color: #444 }
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    keep_memory()
+    with one_line_errors():
+        page, figures = build(args.runs, args.count, args.paper)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(args.out / f"{name}.png", dpi=110)
+            figure.savefig(args.out / f"{name}.svg")
+        (args.out / "report.html").write_text(page)
+    print(args.out / "report.html")
+    return 0
+
+
+def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str, dict[str, Any]]:
+    """(the page, figures by name) of finished or running runs.
+
+    Raises:
+      ValueError, OSError, RuntimeError: one line on a folder that is no run, or on its data.
+    """
+    from dnrt_jax.report import figures, responses
+    from dnrt_jax.workdir import read_records, read_run
+
+    keep_programs()
+    names = _names(folders)
+    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    records = {n: read_records(f) for n, f in zip(names, folders, strict=True)}
+    for name, folder in zip(names, folders, strict=True):
+        if not any("test/acc" in record for record in records[name]):
+            raise ValueError(f"{folder}: nothing was evaluated yet")
+    curves = json.loads(paper.read_text()) if paper else None
+    drawn: dict[str, Any] = {"curves": figures.curves(records, curves)}
+
+    found = {name: responses.of_run(run, count) for name, run in runs.items()}
+    if any(x.aggregated for x in found.values()):
+        drawn["spread"] = figures.spreads(found)
+    if any(x.shifts for x in found.values()):
+        drawn["shifts"] = figures.shifts(found)
+    if any(x.activated for x in found.values()):
+        drawn["activated"] = figures.activated(found)
+
+    confusions: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+    for name, folder in zip(names, folders, strict=True):
+        classes = runs[name].class_names or ()
+        table = np.array(json.loads((folder / "confusion.json").read_text()))
+        confusions.setdefault(classes, {})[name] = table
+    for i, (classes, tables) in enumerate(confusions.items()):  # runs of the same data together
+        suffix = f"_{i + 1}" if len(confusions) > 1 else ""
+        among = {name: found[name] for name in tables}
+        if any(x.aggregated for x in among.values()):
+            drawn[f"aggregated{suffix}"] = figures.aggregated(among, classes)
+        drawn[f"per_class{suffix}"] = figures.per_class(tables, classes)
+        drawn[f"confusion{suffix}"] = figures.confusion(tables, classes)
+    return _page(_table(runs, records), drawn), drawn
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Short and different: the paths below what they have in common.
+
+    Raises:
+      ValueError: for a run that is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise ValueError("a run is named twice")
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return [str(path.relative_to(common)) for path in paths]
+
+
+def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
+    """What the runs are and how they ended, as HTML; of the configs only what differs."""
+    flat = {name: _flat(run.config.to_dict()) for name, run in runs.items()}
+    fields = sorted({field for config in flat.values() for field in config})
+    differ = [f for f in fields if len({repr(config.get(f)) for config in flat.values()}) > 1]
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in ("run", "differs in"))
+    head += "".join(
+        f"<th class=number>{x}</th>"
+        for x in ("test accuracy, last", "best", "at step", "test cross-entropy", "steps")
+    )
+    lines = []
+    for name, config in flat.items():
+        evaluated = [record for record in records[name] if "test/acc" in record]
+        last, best = evaluated[-1], max(evaluated, key=lambda record: record["test/acc"])
+        settings = ", ".join(f"{field}={config.get(field)}" for field in differ) or "nothing"
+        numbers = (f"{last['test/acc']:.2%}", f"{best['test/acc']:.2%}", best["step"])
+        numbers += (f"{last['test/loss_ce']:.3f}", records[name][-1]["step"])
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, settings))
+        cells += "".join(f"<td class=number>{number}</td>" for number in numbers)
+        lines.append(f"<tr>{cells}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _page(table: str, drawn: dict[str, Any]) -> str:
+    parts = []
+    for name, figure in drawn.items():
+        title, about = ABOUT[name.rstrip("_0123456789")]
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        source = base64.b64encode(buffer.getvalue()).decode()
+        parts.append(
+            f"<h2>{title}</h2><p>{html.escape(about)}</p>"
+            f'<img alt="{title}" src="data:image/png;base64,{source}">'
+        )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs compared</title>'
+        f'<link rel="icon" href="data:,"><style>{STYLE}</style><h1>Runs compared</h1>'
+        f"{table}{''.join(parts)}</html>\n"
+    )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dnrt_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+    parser.add_argument("--paper", type=Path, help="curves of the paper's figure 3, a JSON file")
+    parser.add_argument("--count", type=int, default=1000, help="test images; default: 1000")
+    args = parser.parse_args(argv)
+    if args.count < 10:
+        parser.error(f"--count={args.count}: must be 10 or more")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

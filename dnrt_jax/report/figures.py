@@ -1,0 +1,179 @@
+"""The figures: functions of what runs recorded and what their models answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dnrt_jax.report.responses import CHANNELS, Responses, spread
+
+WIDTH = 11.5  # inches; 1265 pixels of a page
+Records = Sequence[Mapping[str, Any]]
+
+
+def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = None) -> Figure:
+    """Figure 3: cross-entropy of training and test, test accuracy, by the share of the run.
+
+    paper: the curves of the paper's figure, without and with ARR, drawn below in grey.
+    """
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    panels = ("train/loss_ce", "test/loss_ce", "test/acc")
+    titles = ("Training cross-entropy", "Test cross-entropy", "Test accuracy, %")
+    for axes, key, title in zip(figure.subplots(1, 3), panels, titles, strict=True):
+        for which, style in (("without", ":"), ("with", "-")) if paper else ():
+            name = {"test/acc": "test_top1"}.get(key, f"{key.split('/')[0]}_ce")
+            values = paper[f"{name}_{which}_arr"] if paper else []
+            label = f"paper, {which} ARR"
+            axes.plot(np.linspace(0, 1, len(values)), values, style, color="0.6", label=label)
+        for i, (run, rows) in enumerate(records.items()):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                steps, values = np.array(points).T
+                values = 100 * values if key == "test/acc" else values
+                axes.plot(steps / rows[-1]["step"], values, color=f"C{i % 10}", label=run, lw=1.4)
+        axes.set(title=title, xlabel="Share of the run")
+        axes.grid(alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+def per_class(confusions: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:
+    """Accuracy of every class (columns) in every run (rows)."""
+    values = np.stack([np.diag(c) / np.maximum(c.sum(1), 1) for c in confusions.values()])
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.42 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    few = len(class_names) <= 25
+    axes.set_xticks(range(len(class_names)) if few else [], class_names if few else [], rotation=30)
+    axes.set_yticks(range(len(values)), list(confusions))
+    if few:
+        for (i, j), value in np.ndenumerate(100 * values):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=_ink(value / 100))
+    axes.set_title("Accuracy by class, %")
+    figure.colorbar(image, pad=0.01)
+    return figure
+
+
+def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:
+    """Rows: true classes, columns: predicted ones, in percent of the row."""
+    columns = min(3, len(counts))
+    rows = -(-len(counts) // columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + rows * WIDTH / columns * 0.92), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    few = len(class_names) <= 25
+    for axes, (run, table) in zip(panels, counts.items(), strict=False):
+        values = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
+        axes.imshow(values, cmap="viridis", vmin=0, vmax=100)
+        ticks, names = (range(len(class_names)), class_names) if few else ([], [])
+        axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+        axes.set_yticks(ticks, names, fontsize=7)
+        axes.set_title(run, fontsize=9)
+        if len(class_names) <= 10:
+            for (i, j), value in np.ndenumerate(values):
+                ink = _ink(value / 100)
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=6)
+    for axes in panels[len(counts) :]:
+        axes.remove()
+    return figure
+
+
+def spreads(responses: Mapping[str, Responses]) -> Figure:
+    """Distances within and between classes by layer, and their ratio: what ARR is to change."""
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for i, (run, found) in enumerate(responses.items()):
+        pairs = np.array([spread(x, found.labels) for x in found.aggregated.values()])
+        if not len(pairs):
+            continue
+        within, between = pairs.T
+        layers = np.arange(1, len(pairs) + 1)
+        for axes, values in zip(panels, (within, between, within / between), strict=True):
+            axes.plot(layers, values, marker=".", color=f"C{i % 10}", label=run)
+    titles = ("Within classes, RMS", "Between class means, RMS", "Within / between")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlabel="Layer")
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure)
+    return figure
+
+
+def shifts(responses: Mapping[str, Responses]) -> Figure:
+    """Distribution of RAA's shift w.x + b by layer; 0 is GELU."""
+    shown = {run: found.shifts for run, found in responses.items() if found.shifts}
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
+    for axes, (run, layers) in zip(panels, shown.items(), strict=True):
+        _violins(axes, list(layers.values()), "C0")
+        names = [layer.removesuffix("/act").removesuffix("/mlp") for layer in layers]
+        axes.set_xticks(range(1, len(names) + 1), names, rotation=30 if len(names) > 12 else 0)
+        axes.set_title(f"{run}: shift of RAA", fontsize=10)
+    return figure
+
+
+def activated(responses: Mapping[str, Responses]) -> Figure:
+    """Figure 2a: what the activation of an MLP gives, its first 50 channels, in three layers."""
+    shown = {run: found.activated for run, found in responses.items() if found.activated}
+    pick = lambda layers: [list(layers)[i] for i in _three(len(layers))]
+    panels = {
+        run: [(layer.removesuffix("/mlp"), layers[layer]) for layer in pick(layers)]
+        for run, layers in shown.items()
+    }
+    return _grid(panels, "after the activation")
+
+
+def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -> Figure:
+    """Figure 2b: the last layer's aggregated response to images of three classes, 50 channels."""
+    wanted = [
+        class_names.index(name) for name in ("airplane", "bird", "dog") if name in class_names
+    ]
+    classes = wanted if len(wanted) == 3 else [*range(min(3, len(class_names)))]
+    panels = {}
+    for run, found in responses.items():
+        if found.aggregated:
+            last = list(found.aggregated.values())[-1]
+            panels[run] = [(class_names[k], last[found.labels == k, :CHANNELS]) for k in classes]
+    return _grid(panels, "aggregated response")
+
+
+def _grid(panels: Mapping[str, Sequence[tuple[str, np.ndarray]]], what: str) -> Figure:
+    """Runs by columns of violins, f32[N, channels] each; a run has one scale."""
+    columns = max(map(len, panels.values()))
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), columns, sharex=True, squeeze=False)
+    for axes_row, (run, row) in zip(rows, panels.items(), strict=True):
+        limit = max(np.quantile(np.abs(values), 0.999) for _, values in row)
+        for axes, (name, values) in zip(axes_row, row, strict=False):
+            _violins(axes, list(values.T), "C1" if "arr" in run else "C0")
+            axes.set_ylim(-limit, limit)
+            axes.set_title(f"{run}: {name}", fontsize=9)
+    for axes in rows[-1]:
+        axes.set_xlabel(f"channel, {what}")
+    return figure
+
+
+def _violins(axes, values: Sequence[np.ndarray], color: str) -> None:
+    # A violin needs some spread: a channel that never answers would have none.
+    noise = np.random.default_rng(0)
+    least = 1e-3 * max(np.abs(v).max() for v in values) + 1e-9
+    drawn = [v if np.ptp(v) > least else v + least * noise.standard_normal(v.shape) for v in values]
+    parts: Any = axes.violinplot(drawn, widths=0.9, showextrema=False, points=60)
+    for body in parts["bodies"]:
+        body.set(facecolor=color, alpha=0.75)
+    axes.axhline(0, color="0.5", lw=0.6)
+    axes.grid(alpha=0.3, axis="y")
+
+
+def _three(count: int) -> list[int]:
+    """The paper's blocks 1, 4 and 10 of 12, and where these lie in another number of layers."""
+    return sorted({round(share * (count - 1)) for share in (1 / 11, 4 / 11, 10 / 11)})
+
+
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def _ink(share: float) -> str:
+    return "white" if share < 0.6 else "black"

@@ -1,0 +1,148 @@
+"""The report: of six runs, in a real browser; and its quantities."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT, command, environment
+
+from dnrt_jax.report import __main__ as program
+from dnrt_jax.report import figures
+from dnrt_jax.report.responses import Responses, spread
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FIGURES = ["curves", "spread", "shifts", "activated", "aggregated", "per_class", "confusion"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Six folders of two runs on digits."""
+    folder = tmp_path_factory.mktemp("runs")
+    for case in ("gelu", "raa+arr"):
+        act, _, regularized = case.partition("+")
+        flags = ["--config.train.steps=3", f"--config.model.act={act}"]
+        flags += ["--config.train.eval_steps=1", "--config.optim.warmup_steps=1"]
+        flags += [] if regularized else ["--config.arr.weight=0"]
+        call = command(folder / case / "0", *flags)
+        subprocess.run(call, cwd=ROOT, env=environment(), check=True, capture_output=True)
+        for copy in "12":
+            shutil.copytree(folder / case / "0", folder / case / copy)
+    return sorted(folder.glob("*/*"))
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    paper = ROOT / "results" / "paper" / "fig3.json"
+    argv = [*map(str, runs), f"--out={out}", f"--paper={paper}", "--count=200"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dnrt_jax.report", *argv],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_six_runs_fill_a_page_of_less_than_5_mb(report, runs):
+    page = (report / "report.html").read_text()
+    assert len(page) < 5e6
+    assert page.count("<img") == len(FIGURES)
+    assert page.count("<tr>") == 1 + len(runs)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # nothing from elsewhere
+    assert "arr.weight=0.0, model.act=gelu" in page
+
+
+def test_every_figure_is_there_as_png_and_svg(report):
+    for name in FIGURES:
+        with Image.open(report / f"{name}.png") as image:
+            assert (image.width, image.height > 200) == (1265, True)
+        assert "</svg>" in (report / f"{name}.svg").read_text()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_it_opens_in_a_browser_with_every_figure_visible(report, tmp_path):
+    page = (report / "report.html").read_text()
+    check = "document.body.dataset.shown = [...document.images].map(x => x.naturalWidth)"
+    check += ";document.body.dataset.width = document.documentElement.scrollWidth"
+    script = f"<script>onload = () => {{{check}}}</script></html>"
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.replace("</html>", script))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    flags += "--disable-background-networking --disable-component-update --disable-sync "
+    flags += f"--user-data-dir={tmp_path}/profile --window-size=1280,6000 --enable-logging=stderr"
+    shot = f"--screenshot={tmp_path}/page.png"
+    call = [BROWSER, *flags.split(), "--virtual-time-budget=10000"]
+    dom = subprocess.run(
+        [*call, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in dom.stderr
+    shown = re.search(r'data-shown="([\d,]+)"', dom.stdout)
+    assert shown, dom.stderr
+    assert shown[1] == ",".join(["1265"] * len(FIGURES))
+    width = re.search(r'data-width="(\d+)"', dom.stdout)
+    assert width
+    assert int(width[1]) <= 1280  # nothing to scroll sideways
+    subprocess.run([*call, shot, probed.as_uri()], capture_output=True, timeout=120, check=True)
+    with Image.open(tmp_path / "page.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    drawn = (pixels < 250).mean(1)  # by line of the page
+    assert (drawn > 0.2).sum() > 1000
+
+
+def test_what_the_figures_show_is_what_was_recorded(runs):
+    records = {"a": [{"step": 1, "test/acc": 0.25}, {"step": 4, "test/acc": 0.5}]}
+    accuracy = figures.curves(records).axes[2].lines[0]
+    np.testing.assert_allclose(accuracy.get_xydata(), [[0.25, 25], [1, 50]])
+    table = np.array([[3, 1], [0, 0]])
+    texts = [text.get_text() for text in figures.per_class({"a": table}, ("x", "y")).axes[0].texts]
+    assert texts == ["75", "0"]
+
+
+def test_spread_within_and_between_classes():
+    x = np.array([[0.0, 0], [2, 0], [10, 0], [12, 0]])
+    within, between = spread(x, np.array([3, 3, 5, 5]))
+    assert within == pytest.approx(np.sqrt(0.5))  # 1 in one of two channels
+    assert between == pytest.approx(np.sqrt(12.5))
+
+
+def test_the_papers_three_blocks_are_chosen():
+    assert figures._three(12) == [1, 4, 10]
+    assert figures._three(4) == [0, 1, 3]
+    layers = {f"blocks_{i}/mlp": np.ones((4, 50)) for i in range(12)}
+    figure = figures.activated({"run": Responses(np.zeros(4), {}, layers, {})})
+    assert [axes.get_title() for axes in figure.axes] == [f"run: blocks_{i}" for i in (1, 4, 10)]
+
+
+def test_names_are_short_and_different(tmp_path):
+    assert program._names([tmp_path / "a" / "s0", tmp_path / "b" / "s0"]) == ["a/s0", "b/s0"]
+    assert program._names([tmp_path / "a"]) == ["a"]
+    with pytest.raises(ValueError, match="named twice"):
+        program._names([tmp_path / "a", tmp_path / "a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: (run / "config.json").unlink(), "not the folder of a run"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint yet"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n'), "evaluated"),
+    ],
+)
+def test_what_is_no_run_is_answered_in_one_line(runs, tmp_path, capsys, change, words):
+    shutil.copytree(runs[0], tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        program.main([str(tmp_path / "run"), f"--out={tmp_path}/out"])
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert (words in err, err.count("\n")) == (True, 1)
+    assert not (tmp_path / "out").exists()

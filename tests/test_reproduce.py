@@ -1,0 +1,159 @@
+"""The tables of the paper: planned, trained on digits, interrupted, continued, printed."""
+
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from runs import ROOT, environment
+
+sys.path.insert(0, str(ROOT))
+from scripts import reproduce
+
+
+def planned(*argv):
+    """{"DATASET MODEL CASE": fields} and the paper's numbers by the same names."""
+    runs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "_show_plan", lambda made: runs.extend(made) or 0)
+        assert reproduce.main([*argv, "--dry_run"]) == 0
+    key = lambda run: f"{run.row.dataset} {run.row.model} {run.row.case}"
+    return {key(r): r.fields for r in runs}, {key(r): r.row.paper for r in runs}
+
+
+@pytest.mark.parametrize(
+    ("table", "count", "name", "paper"),
+    [
+        ("table1", 3 * 5 * 8, "cifar100 vit_tiny raa+arr", 71.4),
+        ("table2", 3 * 5 * 8, "imagenet100 mobilenet gdn", 73.6),
+        ("table3", 3 * 5, "imagenet1k pvt_tiny gelu", 73.5),
+        ("table5", 2 * 3 + 3 * 3 * 2, "cifar10_lt50 resnet32 raa+arr", 84.1),
+        ("table6", 2 * 6, "cifar100 resnet18 relu+arr", 76.3),
+    ],
+)
+def test_a_plan_is_the_whole_table_of_the_paper(table, count, name, paper):
+    fields, numbers = planned(table)
+    assert len(fields) == count
+    assert numbers[name] == paper
+
+
+def test_every_config_of_every_table_is_valid():
+    from dnrt_jax import config as schema
+
+    seen = set()
+    for table in ("table1", "table2", "table3", "table5", "table6", "study"):
+        for row in reproduce.rows_of(table, "full"):
+            config = reproduce._config(row.config)
+            fields = {k: reproduce._value(v) for k, v in row.overrides().items()}
+            config.update_from_flattened_dict(fields)
+            schema.validate(config)
+            seen.add(config.model.name)
+    assert {"cifar_resnet18", "vgg11_bn", "tnt_s_patch4_32", "gcn", "cifar_resnet32"} <= seen
+
+
+def test_a_case_is_its_activation_with_or_without_arr():
+    fields, _ = planned("study")
+    assert fields["weak vit gelu"] == {"model.act": "gelu", "arr.weight": 0, "seed": 42}
+    assert fields["weak vit raa+arr"] == {"model.act": "raa", "seed": 42}
+    assert fields["weak vit raa+arr,momentum=0.2"]["arr.momentum"] == "0.2"
+
+
+def test_the_plan_tells_the_time(capsys):
+    argv = ["table6", "--models", "vit_tiny", "--acts", "gelu", "--seeds", "0", "1", "--dry_run"]
+    assert reproduce.main(argv) == 0
+    *runs, total = capsys.readouterr().out.splitlines()
+    # 0.366 GMACs x 3 x 2 x 50,000 images x 300 epochs at 150 GFLOP/s
+    assert runs == [f"cifar100 vit_tiny gelu seed {seed}: 61 h" for seed in (0, 1)]
+    assert total.startswith("2 runs, about 12")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["table6", "--models", "vit"], "--models vit: choose of vit_tiny, resnet18"),
+        (["table5", "--scale=tiny"], "table5: has no --scale=tiny"),
+    ],
+)
+def test_a_mistake_is_answered(capsys, argv, words):
+    with pytest.raises(SystemExit):
+        reproduce.main(argv)
+    assert words in capsys.readouterr().err
+
+
+def test_the_table_has_means_deviations_and_the_difference():
+    seeds = {str(i): {"step": 9, "last": v, "best": v + 2} for i, v in enumerate((60.0, 62.0))}
+    row = {"dataset": "d", "model": "m", "case": "gelu", "paper": 65.4, "seeds": seeds}
+    other = row | {"paper": None, "seeds": {}}
+    *_, first, second = reproduce.markdown([row, other]).splitlines()
+    assert first == "| d | m | gelu | 65.4 | 61.0 ± 1.4 | 63.0 ± 1.4 | -4.4 | 2 |"
+    assert second == "| d | m | gelu |  | - | - |  | 0 |"
+
+
+def test_the_study_takes_the_first_2000_of_each_class(tmp_path):
+    with tarfile.open(tmp_path / "cifar10-jpeg.tar.xz", "w:xz") as archive:
+        for name in ("train/cat/1999.jpg", "train/cat/2000.jpg", "test/cat/2000.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    reproduce.make_study_data(tmp_path)
+    with tarfile.open(tmp_path / "cifar10-jpeg-20k.tar") as subset:
+        names = subset.getnames()
+    assert names == ["train/cat/1999.jpg", "test/cat/2000.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"cifar10-jpeg\.tar\.xz"):
+        reproduce.make_study_data(tmp_path / "elsewhere")
+
+
+def test_table6_on_digits_from_plan_to_table_through_an_interruption(tmp_path):
+    command = [sys.executable, "scripts/reproduce.py", "table6", "--scale=tiny", "--seeds", "0"]
+    command += ["--epochs=1", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]
+    results = Path(tmp_path, "table6-tiny.json")
+    options = {"cwd": ROOT, "env": environment(), "text": True}
+
+    def finished():
+        rows = json.loads(results.read_text() or "[]") if results.exists() else []
+        return [row["case"] for row in rows if row["seeds"]]
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    while not finished():
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    before = finished()
+    assert 1 <= len(before) < 6
+    first = next(Path(tmp_path).rglob("summary.json"))
+    written = first.stat().st_mtime_ns
+
+    done = subprocess.run(command, capture_output=True, **options)
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == written
+    header, _, *lines = done.stdout.splitlines()
+    assert header.startswith("| data | model | case | paper |")
+    cases = ["relu", "gelu", "raa", "relu+arr", "gelu+arr", "raa+arr"]
+    assert [line.split(" | ")[2] for line in lines] == cases == finished()
+    assert done.stderr.count("[") == 6 - len(before)
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def command(run):
+        ran.append(run.row.case)
+        good = run.row.case != "gelu"
+        code = "from pathlib import Path; p = Path(r'{}'); p.mkdir(); "
+        code += "(p / 'summary.json').write_text('{}')"
+        summary = '{"step": 1, "best": {"test/acc": 0.5}, "last": {"test/acc": 0.25}}'
+        bad = "import sys; sys.exit('error: out of luck')"
+        return [sys.executable, "-c", code.format(run.workdir, summary) if good else bad]
+
+    monkeypatch.setattr(reproduce.Run, "command", command)
+    argv = ["table6", "--scale=tiny", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]
+    assert reproduce.main([*argv, "--acts", "relu", "gelu", "raa"]) == 1
+    out, err = capsys.readouterr()
+    assert ran == ["relu", "gelu", "raa"]
+    assert "failed: digits vit gelu seed 42: error: out of luck" in err
+    assert "| raa |  | 25.0 | 50.0 |" in out
