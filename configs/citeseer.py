@@ -8,23 +8,10 @@ public split. Expected: about 72% (GCN) and 70% (GraphSAGE) test accuracy. Cost:
 cores.
 """
 
-from dnrt_jax import config as schema
+from configs import cora
 
 
 def get_config(model="gcn"):
-    config = schema.default()
-    config.model.name = model
-    config.model.embed_dim = 64
-    config.model.drop_rate = 0.5
+    config = cora.get_config(model)
     config.data.name = "citeseer"
-    config.data.features = "rows"
-    config.arr.weight = 1.0
-    config.optim.name = "adam"
-    config.optim.lr = config.optim.min_lr = 0.01  # constant
-    config.optim.weight_decay = 5e-4
-    config.optim.clip = 0.0
-    config.train.epochs = 200
-    config.train.log_steps = 10
-    config.train.checkpoint_epochs = 50.0
-    config.train.dispatch_steps = 10
     return config

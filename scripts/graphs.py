@@ -1,7 +1,7 @@
 """Cora and Citeseer: GCN and GraphSAGE with four activations, the mean of ten seeds.
 
-    python scripts/graphs.py --data_dir=DIR      # one JSON line a run, in --out; skips the finished
-    python scripts/graphs.py --table             # the lines as Markdown
+    python -m scripts.graphs --data_dir=DIR      # one JSON line a run, in --out; skips the finished
+    python -m scripts.graphs --table             # the lines as Markdown
 
 DIR holds cora.npz and citeseer.npz. The test accuracy of a run is that of its best epoch in
 validation.

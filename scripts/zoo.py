@@ -1,7 +1,7 @@
 """Trains every model for 20 steps with four activations, and tables what that costs and shows.
 
-    python scripts/zoo.py --data_dir=DIR [MODEL ...]        # one JSON line a run, in --out
-    python scripts/zoo.py --table                           # the lines as Markdown
+    python -m scripts.zoo --data_dir=DIR [MODEL ...]        # one JSON line a run, in --out
+    python -m scripts.zoo --table                           # the lines as Markdown
 
 A run sees five batches four times; the table has the mean loss of the first and the last time.
 DIR holds CIFAR-10 in any form that `--config.data.name` takes (see README, Data). Models of 224

@@ -62,6 +62,13 @@ def test_a_case_is_its_activation_with_or_without_arr():
     assert fields["weak vit raa+arr,momentum=0.2"]["arr.momentum"] == "0.2"
 
 
+def test_settings_of_arr_get_one_seed_and_cases_all(capsys):
+    assert reproduce.main(["study", "--seeds", "0", "1", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("weak vit raa+arr seed" in line for line in lines) == 2
+    assert sum("momentum=0.2" in line for line in lines) == 1
+
+
 def test_the_plan_tells_the_time(capsys):
     argv = ["table6", "--models", "vit_tiny", "--acts", "gelu", "--seeds", "0", "1", "--dry_run"]
     assert reproduce.main(argv) == 0

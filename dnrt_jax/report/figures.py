@@ -92,7 +92,7 @@ def spreads(responses: Mapping[str, Responses]) -> Figure:
             axes.plot(layers, values, marker=".", color=f"C{i % 10}", label=run)
     titles = ("Within classes, RMS", "Between class means, RMS", "Within / between")
     for axes, title in zip(panels, titles, strict=True):
-        axes.set(title=title, xlabel="Layer")
+        axes.set(title=title, xlabel="Layer", yscale="linear" if "/" in title else "log")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure)
