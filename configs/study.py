@@ -7,8 +7,8 @@ the whole augmentation (configs/study.py:full):
 
     python -m dnrt_jax.main --config=configs/study.py:weak --workdir=runs/study
 
-Expected: see docs/reproduce.md. Cost: about 4 minutes on one core, either way; the whole study about
-80 minutes on two.
+Expected: see docs/reproduce.md. Cost: about 4 minutes on one core, either way; the whole study
+about 80 minutes on two.
 """
 
 from configs import cifar10
