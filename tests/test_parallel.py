@@ -85,13 +85,21 @@ def test_fsdp_splits_parameters_optimiser_and_centroids():
     assert set(placed.values()) == {parallel.replicated(mesh)}
 
 
+# ARR's gradient is a sign: where a response meets its mean, the last digit of a sum decides it.
+# With parts on several devices that happens after some twenty steps; without ARR it never does.
+@pytest.mark.parametrize(
+    ("arr_weight", "steps", "relative"), [(20.0, 20, 1e-6), (0.0, STEPS, 1e-5)]
+)
 @pytest.mark.parametrize("devices", [1, 4])
-def test_accumulation_is_the_large_batch(alone, devices):
-    state, losses = train(config_of(VIT, train__accumulate=4), devices)
-    expected, expected_losses = alone("vit", VIT)
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+def test_accumulation_is_the_large_batch(devices, arr_weight, steps, relative):
+    whole = config_of(VIT, arr__weight=arr_weight)
+    parts = config_of(VIT, arr__weight=arr_weight, train__accumulate=4)
+    expected, expected_losses = train(whole, 1, steps)
+    state, losses = train(parts, devices, steps)
+    np.testing.assert_allclose(losses, expected_losses, rtol=relative)
     assert largest_difference(state.params, expected.params) < 1e-4
-    assert largest_difference(state.centroids, expected.centroids) < 1e-6
+    if arr_weight:
+        assert largest_difference(state.centroids, expected.centroids) < 1e-6
 
 
 def test_a_batch_that_does_not_divide_is_answered_with_one_that_does():
