@@ -4,7 +4,7 @@ transposed `weight`. Values keep their dtype; nothing is ever dropped or made up
     python -m dnrt_jax.convert SRC OUT.safetensors --model NAME
 
 SRC is a .safetensors file, a torch checkpoint or the folder of a run. OUT and the config.json that
-is written beside it are all that `dnrt_jax.predict` needs; see dnrt_jax/weights.py.
+is written beside it are all that `dnrt_jax.predict` needs; see dnrt_jax/runtime/weight_files.py.
 """
 
 import argparse
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dnrt_jax import models, weights
-from dnrt_jax.cli import one_line_errors
-from dnrt_jax.data import images
-from dnrt_jax.weights import Description, StateDict
+from dnrt_jax import models
+from dnrt_jax.data import decode as images
+from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime.process import one_line_errors
+from dnrt_jax.runtime.weight_files import Description, StateDict
 
 FlaxPath = tuple[str, ...]
 Arrays = dict[FlaxPath, np.ndarray]
@@ -207,7 +208,7 @@ def load(source: Path, checkpoint: str = "latest") -> tuple[StateDict, Descripti
         return weights.read(source), weights.read_description(source)
 
     from dnrt_jax import config as schema
-    from dnrt_jax import workdir  # imports Orbax, which files of weights do not need
+    from dnrt_jax.runtime import workdir
 
     config, variables, class_names = workdir.read_run(source, checkpoint)
     if schema.takes_graph(config):

@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dnrt_jax import config as schema
-from dnrt_jax.cli import keep_memory, keep_programs, one_line_errors
+from dnrt_jax.runtime.process import keep_memory, keep_programs, one_line_errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
 WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
             status = _run(config)
     except SystemExit as ended:
         status = int(ended.code or 0)
-    from dnrt_jax import parallel
+    from dnrt_jax.runtime import sharding as parallel
 
     parallel.leave(status)
 
@@ -62,8 +62,12 @@ def _run(config) -> int:
     import jax
     from clu import parameter_overview
 
-    from dnrt_jax import checkpoint, feed, parallel, problem, train
-    from dnrt_jax.workdir import Workdir
+    from dnrt_jax import experiment as problem
+    from dnrt_jax import train
+    from dnrt_jax.runtime import checkpoint
+    from dnrt_jax.runtime import sharding as parallel
+    from dnrt_jax.runtime.workdir import Workdir
+    from dnrt_jax.training import dispatch as feed
 
     keep_programs()
     parallel.initialize(
@@ -111,8 +115,10 @@ def _run(config) -> int:
 
 
 def _evaluate(described, fns, workdir) -> int:
-    from dnrt_jax import checkpoint, parallel, problem
-    from dnrt_jax.workdir import find_step
+    from dnrt_jax import experiment as problem
+    from dnrt_jax.runtime import checkpoint
+    from dnrt_jax.runtime import sharding as parallel
+    from dnrt_jax.runtime.workdir import find_step
 
     step = find_step(workdir.path, CHECKPOINT.value)
     restored = checkpoint.restore(workdir.checkpoints, fns.shapes, step)

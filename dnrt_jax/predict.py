@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import convert, models
-from dnrt_jax.cli import keep_programs, one_line_errors
-from dnrt_jax.data import augment, images
-from dnrt_jax.weights import Description, StateDict
+from dnrt_jax.data import augment
+from dnrt_jax.data import decode as images
+from dnrt_jax.runtime.process import keep_programs, one_line_errors
+from dnrt_jax.runtime.weight_files import Description, StateDict
 
 TOP = 5
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

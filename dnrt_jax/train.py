@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnrt_jax import checkpoint, convert, cost, feed, parallel, plots
 from dnrt_jax import config as schema
-from dnrt_jax.metrics import NonFiniteError
-from dnrt_jax.problem import Problem, Programs, evaluator
-from dnrt_jax.progress import Progress
-from dnrt_jax.workdir import Workdir, best_record
+from dnrt_jax import convert
+from dnrt_jax.experiment import Problem, Programs, evaluator
+from dnrt_jax.report import curves as plots
+from dnrt_jax.runtime import checkpoint
+from dnrt_jax.runtime import flops as cost
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.runtime.progress import Progress
+from dnrt_jax.runtime.workdir import Workdir, best_record
+from dnrt_jax.training import dispatch as feed
+from dnrt_jax.training.metrics import NonFiniteError
 
 
 class Stop:

@@ -15,7 +15,8 @@ import statistics
 from pathlib import Path
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, problem
+from dnrt_jax import experiment as problem
+from dnrt_jax.training import dispatch as feed
 
 CASES = {  # activation, weight of ARR
     "relu": ("relu", 0.0),

@@ -325,7 +325,8 @@ def _config(spec: str) -> Any:
 
 @cache
 def _macs(name: str, act: str, shape: tuple[int, ...], kwargs: tuple) -> int:
-    from dnrt_jax import cost, models
+    from dnrt_jax import models
+    from dnrt_jax.runtime import flops as cost
 
     settings = dict(kwargs) | {"image_size": shape[1]}
     return cost.of_image(models.create(name, num_classes=100, act=act, **settings), shape).total
@@ -335,7 +336,7 @@ def _macs(name: str, act: str, shape: tuple[int, ...], kwargs: tuple) -> int:
 def _flops() -> float:
     import jax
 
-    from dnrt_jax import cost
+    from dnrt_jax.runtime import flops as cost
 
     peak = cost.PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return SHARE_OF_PEAK * peak * jax.device_count() if peak else CPU_FLOPS
@@ -381,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
-    from dnrt_jax.cli import one_line_errors
+    from dnrt_jax.runtime.process import one_line_errors
 
     with one_line_errors():
         if args.table == "table4":

@@ -19,10 +19,12 @@ import jax
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import models, problem
+from dnrt_jax import experiment as problem
+from dnrt_jax import models
 from dnrt_jax.config import Config
-from dnrt_jax.cost import of_image
-from dnrt_jax.data import datasets, loader
+from dnrt_jax.data import datasets
+from dnrt_jax.data import stream as loader
+from dnrt_jax.runtime.flops import of_image
 
 # Name: activation, weight of ARR.
 CASES = {

@@ -15,8 +15,10 @@ import safetensors.numpy
 from golden_files import assert_close, below, load
 
 from dnrt_jax import config as schema
-from dnrt_jax import convert, models, problem, train, weights
-from dnrt_jax.weights import Description
+from dnrt_jax import convert, models, train
+from dnrt_jax import experiment as problem
+from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime.weight_files import Description
 
 VIT = {"image_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 1, "num_heads": 2}
 CNN = {"image_size": 8, "stage_sizes": (1, 1), "widths": (4, 6)}

@@ -118,7 +118,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(finished, tmp_path
 
 
 def test_a_second_run_in_the_folder_leaves_at_once_and_names_the_first(tmp_path):
-    from dnrt_jax.workdir import Workdir
+    from dnrt_jax.runtime.workdir import Workdir
 
     workdir = Workdir(tmp_path)
     refused = run(tmp_path)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnrt_jax import checkpoint, convert, models, predict, weights
 from dnrt_jax import config as schema
+from dnrt_jax import convert, models, predict
 from dnrt_jax.data import augment
-from dnrt_jax.weights import Description
+from dnrt_jax.runtime import checkpoint
+from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime.weight_files import Description
 
 MLP = {"name": "mlp", "image_size": 6, "embed_dim": 8, "depth": 1, "act": "raa"}
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dnrt_jax.benchmark.timing import Result
-from dnrt_jax.cli import keep_memory, one_line_errors
+from dnrt_jax.runtime.process import keep_memory, one_line_errors
 
 SUBCOMMANDS = ["step", "infer", "table4", "arr", "peer", "startup", "augment", "loader", "scaling"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from dnrt_jax import problem
+from dnrt_jax import experiment as problem
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config

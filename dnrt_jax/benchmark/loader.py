@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from dnrt_jax.benchmark.timing import Result, compare, interleaved
-from dnrt_jax.data import datasets, loader
+from dnrt_jax.data import datasets
+from dnrt_jax.data import stream as loader
 
 SIZE = (500, 375)  # ImageNet's most frequent one
 SIDE = 224

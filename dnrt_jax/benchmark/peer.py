@@ -26,8 +26,8 @@ from dnrt_jax import convert
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config
-from dnrt_jax.data import loader
-from dnrt_jax.problem import Problem, programs
+from dnrt_jax.data import stream as loader
+from dnrt_jax.experiment import Problem, programs
 
 NUM_CLASSES = 10
 

@@ -98,10 +98,12 @@ def compiled(settings: dict[str, Any]) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from dnrt_jax import models, parallel, problem
+    from dnrt_jax import experiment as problem
+    from dnrt_jax import models
     from dnrt_jax.benchmark import training
-    from dnrt_jax.cost import multiply_accumulates
     from dnrt_jax.data.datasets import Dataset
+    from dnrt_jax.runtime import sharding as parallel
+    from dnrt_jax.runtime.flops import multiply_accumulates
 
     batch_size, num_classes = settings["batch_size"], settings["num_classes"]
     config = training.config_of(settings["model"], batch_size, "float32")

@@ -9,7 +9,7 @@ import numpy as np
 from dnrt_jax import models
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
-from dnrt_jax.cost import of_image
+from dnrt_jax.runtime.flops import of_image
 
 # 10^9 multiply-accumulates and milliseconds of ReLU and of DNRT in the paper. It calls the first
 # FLOPs, and does not name the device or the batch of the second.

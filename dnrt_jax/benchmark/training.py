@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, models, problem
+from dnrt_jax import experiment as problem
+from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import augment
 from dnrt_jax.data.datasets import Dataset
+from dnrt_jax.training import dispatch as feed
 
 
 def config_of(model: str, batch_size: int, dtype: str) -> Config:

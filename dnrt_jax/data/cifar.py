@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnrt_jax.data.folder import UNREADABLE, unreadable
+from dnrt_jax.data.image_folder import UNREADABLE, unreadable
 
 HOST = "https://www.cs.toronto.edu"
 CONNECT_SECONDS = 5

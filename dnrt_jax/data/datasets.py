@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnrt_jax.data import cache, cifar, folder, images, prepared
+from dnrt_jax.data import cache, cifar
+from dnrt_jax.data import decode as images
+from dnrt_jax.data import image_folder as folder
+from dnrt_jax.data import tfds as prepared
 
 SPLITS = ("train", "test")
 SKIPPED_AT_MOST = 0.01

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
-from dnrt_jax import activations, fused
+from dnrt_jax import activations
+from dnrt_jax.models import dense_raa as fused
 
 normal_02 = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2: 100 deviations
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dnrt_jax.cli import keep_memory, keep_programs, one_line_errors
+from dnrt_jax.runtime.process import keep_memory, keep_programs, one_line_errors
 
 ABOUT = {  # figure: its title and how to read it
     "curves": (
@@ -82,7 +82,7 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
       ValueError, OSError, RuntimeError: one line on a folder that is no run, or on its data.
     """
     from dnrt_jax.report import figures, responses
-    from dnrt_jax.workdir import read_records, read_run
+    from dnrt_jax.runtime.workdir import read_records, read_run
 
     keep_programs()
     names = _names(folders)

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, models, problem
+from dnrt_jax import experiment as problem
+from dnrt_jax import models
 from dnrt_jax.data import augment, datasets
-from dnrt_jax.workdir import Run
+from dnrt_jax.runtime.workdir import Run
+from dnrt_jax.training import dispatch as feed
 
 BATCH = 100
 CHANNELS = 50  # of the paper's figure 2

@@ -17,7 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app
 
-from dnrt_jax import checkpoint, feed, main, metrics, train, workdir
+from dnrt_jax import main, train
+from dnrt_jax.runtime import checkpoint, workdir
+from dnrt_jax.training import dispatch as feed
+from dnrt_jax.training import metrics
 
 
 def before(owner, name, action, at=1):

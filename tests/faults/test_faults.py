@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from runs import ROOT, assert_same_run, command, content, environment, load_arrays
 
-from dnrt_jax import checkpoint
+from dnrt_jax.runtime import checkpoint
 
 PROGRAM = str(Path(__file__).parent / "program.py")
 

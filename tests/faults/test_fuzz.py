@@ -18,8 +18,9 @@ from PIL import Image
 from runs import ROOT
 
 from dnrt_jax import config as schema
-from dnrt_jax import convert, main, models, weights
-from dnrt_jax.data import images
+from dnrt_jax import convert, main, models
+from dnrt_jax.data import decode as images
+from dnrt_jax.runtime import weight_files as weights
 
 seeded = settings(
     max_examples=500,

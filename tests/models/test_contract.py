@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dnrt_jax import arr, models, parallel
+from dnrt_jax import arr, models
+from dnrt_jax.runtime import sharding as parallel
 
 NUM_CLASSES, BATCH = 3, 16
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dnrt_jax import arr, metrics
+from dnrt_jax import arr
 from dnrt_jax.config import Config
-from dnrt_jax.state import TrainState
+from dnrt_jax.training import metrics
+from dnrt_jax.training.state import TrainState
 
 Batch = dict[str, Any]
 Values = dict[str, Array]

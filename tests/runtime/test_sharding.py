@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnrt_jax import arr, feed, parallel, problem
+from dnrt_jax import arr
 from dnrt_jax import config as schema
+from dnrt_jax import experiment as problem
 from dnrt_jax.benchmark.scaling import collectives
 from dnrt_jax.data.datasets import Dataset
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.training import dispatch as feed
 
 VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 CNN = {"name": "cifar_resnet32", "stage_sizes": (1, 1), "widths": (8, 16)}

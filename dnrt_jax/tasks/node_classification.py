@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnrt_jax import metrics, parallel
-from dnrt_jax import step as steps
 from dnrt_jax.config import Config
-from dnrt_jax.data import graphs, loader
+from dnrt_jax.data import graphs
+from dnrt_jax.data import stream as loader
 from dnrt_jax.models.graph import Graph
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.training import metrics
+from dnrt_jax.training import step as steps
 
 Draw = Callable[[int], Iterator[steps.Batch]]
 

@@ -7,7 +7,7 @@ import pytest
 from making import encoded
 from PIL import Image
 
-from dnrt_jax.data import images
+from dnrt_jax.data import decode as images
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:

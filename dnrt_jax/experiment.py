@@ -11,11 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import config as schema
-from dnrt_jax import cost, feed, metrics, models, nodes, optim, parallel
-from dnrt_jax import state as train_state
-from dnrt_jax import step as steps
+from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import augment, datasets, graphs
+from dnrt_jax.runtime import flops as cost
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.tasks import node_classification as nodes
+from dnrt_jax.training import dispatch as feed
+from dnrt_jax.training import metrics, optim
+from dnrt_jax.training import state as train_state
+from dnrt_jax.training import step as steps
 
 TRAIN_FIELDS = (
     "image_size mean std crop crop_area crop_aspect interpolation pad flip rand_augment erase"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dnrt_jax.data.folder import Example
+from dnrt_jax.data.image_folder import Example
 
 SPLITS = {"train": ("train",), "test": ("test", "validation")}
 VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from making import encoded
 
-from dnrt_jax.data import datasets, loader, prepared
+from dnrt_jax.data import datasets
+from dnrt_jax.data import stream as loader
+from dnrt_jax.data import tfds as prepared
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ from making import pets, write_folder
 from PIL import Image
 
 from dnrt_jax import config as schema
-from dnrt_jax.data import datasets, loader, preview
+from dnrt_jax import preview
+from dnrt_jax.data import datasets
+from dnrt_jax.data import stream as loader
 
 
 def a_config(**data):

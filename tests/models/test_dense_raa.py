@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax import models, raa
-from dnrt_jax.fused import dense_raa
+from dnrt_jax.models.dense_raa import dense_raa
 
 
 @pytest.mark.parametrize(

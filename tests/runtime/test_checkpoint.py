@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnrt_jax import checkpoint, parallel
+from dnrt_jax.runtime import checkpoint
+from dnrt_jax.runtime import sharding as parallel
 
 
 class Pair(NamedTuple):  # fields that are not in alphabetical order

@@ -19,8 +19,8 @@ import tensorboardX
 from flax import traverse_util
 
 from dnrt_jax import config as schema
-from dnrt_jax.checkpoint import CheckpointError, restore, write_atomically
 from dnrt_jax.config import Config
+from dnrt_jax.runtime.checkpoint import CheckpointError, restore, write_atomically
 
 
 class WorkdirError(RuntimeError):

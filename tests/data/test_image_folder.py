@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from making import encoded, pets, write_archive, write_folder
 
-from dnrt_jax.data import cache, datasets, folder, images
+from dnrt_jax.data import cache, datasets
+from dnrt_jax.data import decode as images
+from dnrt_jax.data import image_folder as folder
 
 ARCHIVES = ["pets.tar", "pets.tar.xz", "pets.tar.gz", "pets.tgz", "pets.zip"]
 

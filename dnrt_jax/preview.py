@@ -1,6 +1,6 @@
 """A picture of what the model sees: each class by its name, training and evaluation side by side.
 
-python -m dnrt_jax.data.preview --config=configs/X.py --out=grid.png [--config.data.flip=0.5 ...]
+python -m dnrt_jax.preview --config=configs/X.py --out=grid.png [--config.data.flip=0.5 ...]
 """
 
 import inspect
@@ -17,10 +17,11 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from dnrt_jax import cli
 from dnrt_jax import config as schema
 from dnrt_jax.config import Config
-from dnrt_jax.data import augment, datasets, loader
+from dnrt_jax.data import augment, datasets
+from dnrt_jax.data import stream as loader
+from dnrt_jax.runtime import process as cli
 
 CLASSES_AT_MOST = 100
 ROWS_AT_MOST = 20

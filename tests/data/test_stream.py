@@ -8,7 +8,9 @@ import pytest
 from making import encoded, pets, write_archive, write_folder
 from PIL import Image
 
-from dnrt_jax.data import datasets, images, loader
+from dnrt_jax.data import datasets
+from dnrt_jax.data import decode as images
+from dnrt_jax.data import stream as loader
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augment.npz")
 KEYS = ("image", "label", "mask")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from dnrt_jax import models
-from dnrt_jax.cost import (
+from dnrt_jax.runtime.flops import (
     PEAK_FLOPS,
     MultiplyAccumulates,
     multiply_accumulates,

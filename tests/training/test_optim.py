@@ -5,7 +5,8 @@ import optax
 import pytest
 from golden_files import below, load
 
-from dnrt_jax import config, optim
+from dnrt_jax import config
+from dnrt_jax.training import optim
 
 SCHEDULES, OPTIMIZERS = load("schedules"), load("optimizers")
 

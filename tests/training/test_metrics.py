@@ -9,7 +9,7 @@ from golden_files import FOLDER
 from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from dnrt_jax import metrics
+from dnrt_jax.training import metrics
 
 
 def counts(labels, predictions, num_classes, mask=None):

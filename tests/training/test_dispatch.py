@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from dnrt_jax import config as schema
-from dnrt_jax import feed, problem
+from dnrt_jax import experiment as problem
 from dnrt_jax.data import datasets
+from dnrt_jax.training import dispatch as feed
 
 
 @pytest.fixture(scope="module")

@@ -100,12 +100,12 @@ def test_a_mistake_is_one_line(folder, tmp_path, flags, answer):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", ["convert", "predict", "data.preview"])
+@pytest.mark.parametrize("module", ["convert", "predict", "preview"])
 def test_programs_for_images_say_so(folder, whole, tmp_path, module):
     arguments = {
         "convert": [str(whole), f"{tmp_path}/out.safetensors"],
         "predict": [f"--workdir={whole}", f"{tmp_path}/image.png"],
-        "data.preview": ["--config=configs/cora.py", f"--out={tmp_path}/out.png"],
+        "preview": ["--config=configs/cora.py", f"--out={tmp_path}/out.png"],
     }[module]
     refused = program(folder, *arguments, module=module, config=None)
     assert refused.returncode == 1

@@ -15,7 +15,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dnrt_jax.data import datasets, folder, images
+from dnrt_jax.data import datasets
+from dnrt_jax.data import decode as images
+from dnrt_jax.data import image_folder as folder
 
 # A worker hands over a few images, not a batch: all work on the batch that is needed next, and
 # shared memory (64 MB in many containers) stays small.

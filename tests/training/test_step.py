@@ -5,9 +5,11 @@ import optax
 import pytest
 from golden_files import assert_close, below, load
 
-from dnrt_jax import config, convert, models, optim, parallel
-from dnrt_jax import state as train_state
-from dnrt_jax import step as steps
+from dnrt_jax import config, convert, models
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.training import optim
+from dnrt_jax.training import state as train_state
+from dnrt_jax.training import step as steps
 
 TINY = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 CLASSES = 4

@@ -11,11 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnrt_jax import config as schema
-from dnrt_jax import nodes, parallel
-from dnrt_jax import step as steps
 from dnrt_jax.config import Config
-from dnrt_jax.data import datasets, graphs, loader
-from dnrt_jax.state import TrainState
+from dnrt_jax.data import datasets, graphs
+from dnrt_jax.data import stream as loader
+from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.tasks import node_classification as nodes
+from dnrt_jax.training import step as steps
+from dnrt_jax.training.state import TrainState
 
 Images = datasets.Dataset | datasets.Source
 Split = Images | graphs.GraphData

@@ -1,0 +1,1 @@
+"""The training step, a pure function of (state, batch), and its parts."""
