@@ -6,7 +6,6 @@ python -m dnrt_jax.preview --config=configs/X.py --out=grid.png [--config.data.f
 import inspect
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +74,7 @@ def _create(transform: Callable[..., Any], data: Config, **changed: Any) -> Any:
 def _batches(config: Config, split: str) -> tuple[Batches, tuple[str, ...], bool]:
     """One epoch in random order, class names, whether the loader has cropped the images already."""
     data = config.data
-    folder = Path(data.dir or os.environ.get("DATA_DIR", "data")).expanduser()
+    folder = datasets.data_dir(data.dir)
     source = datasets.find(data.name, folder, split)
     if source is not None and loader.is_large(source, data.image_size):
         cropped = split == "train" and data.crop == "random_resized"

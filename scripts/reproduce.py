@@ -14,7 +14,6 @@ interrupted: the same command goes on. A run that fails is named below the table
 import argparse
 import json
 import math
-import os
 import signal
 import statistics
 import subprocess
@@ -382,6 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
+    from dnrt_jax.data import datasets
     from dnrt_jax.runtime.process import one_line_errors
 
     with one_line_errors():
@@ -392,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _show_plan(runs)
         if args.table == "study":
-            make_study_data(Path(os.environ.get("DATA_DIR", "data")).expanduser())
+            make_study_data(datasets.data_dir(""))
         suffix = "" if args.scale == "full" else f"-{args.scale}"
         path = args.results / f"{args.table}{suffix}.json"
         args.results.mkdir(parents=True, exist_ok=True)

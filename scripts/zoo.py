@@ -23,7 +23,7 @@ from dnrt_jax import experiment as problem
 from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import datasets
-from dnrt_jax.data import stream as loader
+from dnrt_jax.data.order import epoch_order
 from dnrt_jax.runtime.flops import of_image
 
 # Name: activation, weight of ARR.
@@ -61,7 +61,7 @@ def train(config: Config, data: datasets.Dataset, steps: int) -> dict[str, Any]:
     programs = problem.programs(described)
     state = programs.create()
     step = jax.jit(programs.step, donate_argnums=0)
-    order = loader.epoch_order(config.seed, 0, len(data.labels))
+    order = epoch_order(config.seed, 0, len(data.labels))
     rows = np.resize(order[: BATCHES * config.train.batch_size], (steps, config.train.batch_size))
     batch = lambda i: {
         "image": data.images[rows[i]],

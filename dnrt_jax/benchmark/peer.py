@@ -26,7 +26,7 @@ from dnrt_jax import convert
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config
-from dnrt_jax.data import stream as loader
+from dnrt_jax.data.order import epoch_order
 from dnrt_jax.experiment import Problem, programs
 
 NUM_CLASSES = 10
@@ -117,7 +117,7 @@ class Peer:
 
     def train(self) -> tuple[float, np.ndarray]:
         """Seconds and losses f32[steps] of the next steps."""
-        order = loader.epoch_order(self._seed, self._taken, self._size)
+        order = epoch_order(self._seed, self._taken, self._size)
         self._taken += self._steps
         return self._ask((order, self._steps))
 

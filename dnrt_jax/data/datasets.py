@@ -9,6 +9,7 @@ anything else        DATA_DIR/NAME/{train,val|test}/CLASS/IMAGE, or one archive 
 
 import difflib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,11 @@ Source = folder.ImageFolder | folder.Archive | prepared.Prepared
 def names() -> tuple[str, ...]:
     """The data sets known by name, beside `tfds:NAME` and whatever lies in DATA_DIR."""
     return ("digits", *cifar.FORMS)
+
+
+def data_dir(text: str) -> Path:
+    """The folder of all data sets: `text` (the field data.dir), else $DATA_DIR, else ./data."""
+    return Path(text or os.environ.get("DATA_DIR", "data")).expanduser()
 
 
 def load(

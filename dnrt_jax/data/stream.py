@@ -8,7 +8,7 @@ import atexit
 import logging
 import math
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from dnrt_jax.data import datasets
 from dnrt_jax.data import decode as images
 from dnrt_jax.data import image_folder as folder
+from dnrt_jax.data.order import epoch_order
 
 # A worker hands over a few images, not a batch: all work on the batch that is needed next, and
 # shared memory (64 MB in many containers) stays small.
@@ -47,7 +48,7 @@ class Stream:
     Args:
       side: of the images handed over: cut by `crop`, or without it the centre square of the image
         resized to `side` (see `images.fit`).
-      shuffle: order from (seed, epoch), see `epoch_order`; otherwise the order of the source.
+      shuffle: order from (seed, epoch), see `order.epoch_order`; otherwise the order of the source.
       workers: processes; they are spawned, so a program needs `if __name__ == "__main__"`.
         0 decodes in a thread of this process.
       on_error: as in `datasets.load`; the 1% are of the split, over the life of the stream.
@@ -210,12 +211,6 @@ class _Chunks:
             return np.asarray(
                 random_resized_crop(image, self.side, self.crop, draws)
             ), example.label
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """int32[count], a permutation that depends on (seed, epoch) only."""
-    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
 def random_resized_crop(

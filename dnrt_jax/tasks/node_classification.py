@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dnrt_jax.config import Config
 from dnrt_jax.data import graphs
-from dnrt_jax.data import stream as loader
+from dnrt_jax.data.order import epoch_order
 from dnrt_jax.models.graph import Graph
 from dnrt_jax.runtime import sharding as parallel
 from dnrt_jax.training import metrics
@@ -58,7 +58,7 @@ def batches(graph: graphs.GraphData, config: Config, mesh: Mesh) -> Draw:
         step = start
         while True:
             epoch, at = divmod(step, epoch_steps)
-            order = loader.epoch_order(config.seed, epoch, len(train))
+            order = epoch_order(config.seed, epoch, len(train))
             seeds = train[
                 np.resize(order, epoch_steps * batch_size)[at * batch_size :][:batch_size]
             ]

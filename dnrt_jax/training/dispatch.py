@@ -1,6 +1,5 @@
 """How a split reaches the devices: images from memory or as a stream, or the nodes of a graph."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from dnrt_jax import config as schema
 from dnrt_jax.config import Config
 from dnrt_jax.data import datasets, graphs
 from dnrt_jax.data import stream as loader
+from dnrt_jax.data.order import epoch_batches
 from dnrt_jax.runtime import sharding as parallel
 from dnrt_jax.tasks import node_classification as nodes
 from dnrt_jax.training import step as steps
@@ -34,7 +34,7 @@ def read(config: Config, split: str) -> Split:
       ValueError, FileNotFoundError, ConnectionError: one line on the config or the data.
     """
     data = config.data
-    folder = Path(data.dir or os.environ.get("DATA_DIR", "data")).expanduser()
+    folder = datasets.data_dir(data.dir)
     if schema.takes_graph(config):
         return _graph(data.name, folder, data.features, data.self_loops)
     if data.loader != "memory":
@@ -230,20 +230,6 @@ def _slices(split: datasets.Dataset, batch_size: int, sharding: Any) -> Iterator
         rows = np.minimum(positions, count - 1)
         batch = {"image": split.images[rows], "label": split.labels[rows]}
         yield _split(batch | {"mask": positions < count}, sharding)
-
-
-def epoch_batches(
-    count: int, batch_size: int, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images of an epoch, i32[steps, batch], and the mask bool[steps, batch] of real rows.
-
-    Every image occurs once. The last batch is filled up with images from the epoch's beginning:
-    masked out of losses and means, but real ones, for the sake of batch statistics.
-    """
-    order = loader.epoch_order(seed, epoch, count)
-    padded = -(-count // batch_size) * batch_size
-    indices = np.resize(order, padded).reshape(-1, batch_size)
-    return indices, (np.arange(padded) < count).reshape(-1, batch_size)
 
 
 def _on_device(split: datasets.Dataset, mesh: Mesh) -> dict[str, jax.Array]:

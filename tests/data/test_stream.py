@@ -11,6 +11,7 @@ from PIL import Image
 from dnrt_jax.data import datasets
 from dnrt_jax.data import decode as images
 from dnrt_jax.data import stream as loader
+from dnrt_jax.data.order import epoch_order
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augment.npz")
 KEYS = ("image", "label", "mask")
@@ -61,7 +62,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(source):
     epochs = [identities(first.epoch()) for _ in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(21))] * 2
     assert epochs[0] != epochs[1]
-    assert epochs[1] == loader.epoch_order(1, 1, 21).tolist()
+    assert epochs[1] == epoch_order(1, 1, 21).tolist()
     assert epochs[0] == identities(stream(source, shuffle=True, seed=1, batch_size=8).epoch())
     assert epochs[0] != identities(stream(source, shuffle=True, seed=2).epoch())
 
@@ -240,11 +241,11 @@ def test_a_program_that_ends_without_closing_says_nothing(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from pathlib import Path\n"
-        "from dnrt_jax.data import datasets, loader\n"
+        "from dnrt_jax.data import datasets, stream\n"
         "if __name__ == '__main__':\n"
         f"    source = datasets.find('pets', Path({str(tmp_path)!r}), 'train')\n"
-        "    stream = loader.Stream(source, batch_size=2, side=6, workers=1)\n"
-        "    print(next(stream)['label'])\n"
+        "    batches = stream.Stream(source, batch_size=2, side=6, workers=1)\n"
+        "    print(next(batches)['label'])\n"
     )
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[0 0]\n", "")

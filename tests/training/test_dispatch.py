@@ -91,15 +91,6 @@ def test_a_stream_goes_on_where_a_run_was_stopped(streamed):
     assert values["loss"].tolist() == losses[2:3]
 
 
-def test_an_epoch_has_every_image_once_and_real_ones_beyond():
-    indices, mask = feed.epoch_batches(21, 8, seed=3, epoch=1)
-    assert indices.shape == mask.shape == (3, 8)
-    assert sorted(indices[mask]) == list(range(21))
-    assert (indices[~mask] == indices.ravel()[:3]).all()
-    other, _ = feed.epoch_batches(21, 8, seed=3, epoch=2)
-    assert (other != indices).any()
-
-
 @pytest.mark.parametrize("batch_size", [8, 16, 24])
 def test_evaluation_sees_every_image_once_whatever_the_batch(config, batch_size):
     for loader in ("memory", "stream"):
