@@ -1,15 +1,26 @@
-"""Image bytes -> uint8 RGB, in one place: which formats are read and what counts as broken."""
+"""Image bytes -> upright uint8 RGB, in one place: which formats are read, what counts as broken."""
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 # Pillow also opens formats that run other programs (EPS) or are no photographs (PDF, fonts).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EVAL_CROP = 0.875
+EXIF_ORIENTATION = 0x0112
+# What turns a picture of each EXIF orientation upright (as Pillow's ImageOps.exif_transpose does).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BrokenImage(ValueError):
@@ -39,12 +50,41 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise BrokenImage(f"{name}: broken image ({reason})") from None
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF's number for how the stored rows and columns lie, 1 .. 8; 1 is upright, as is no EXIF.
+
+    Only of a JPEG it is read before the pixels, which may then be decoded at a fraction of their
+    size; Pillow turns a TIFF itself while it decodes it, and a PNG may have it after its pixels.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.load()
+    try:
+        number = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's parser of EXIF; the pixels may be sound
+        return 1
+    return number if number in TURNS else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of what `to_rgb` returns."""
+    lies_on_its_side = orientation(image) >= 5
+    return image.size[::-1] if lies_on_its_side else image.size
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decoded 8-bit RGB. 16 bits are scaled, palettes looked up, alpha dropped (as `convert` does).
+    """Decoded 8-bit RGB, turned upright as its EXIF orientation says.
+
+    16 bits are scaled, palettes looked up, alpha dropped (as `convert` does).
 
     Raises:
       ValueError: pixels that have no fixed range (32-bit integers, floats).
     """
+    turn = TURNS.get(orientation(image))
+    image = _convert(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()
         return image

@@ -216,16 +216,19 @@ class _Chunks:
 def random_resized_crop(
     image: Image.Image, side: int, crop: RandomResizedCrop, draws: np.ndarray
 ) -> Image.Image:
-    """An RGB square cut from an image that is not decoded yet; draws: 41 numbers in [0, 1)."""
-    width, height = image.size
+    """An RGB square cut from an image that is not decoded yet; draws: 41 numbers in [0, 1).
+
+    The box is one of the upright picture, see `images.to_rgb`.
+    """
+    width, height = images.upright_size(image)
     left, top, wide, high = random_box(width, height, crop, draws[:40].reshape(10, 4))
     bicubic = draws[40] < 0.5 if crop.interpolation == "random" else crop.interpolation == "bicubic"
     resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     # JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost. Twice the pixels needed remain, as
     # in Pillow's own thumbnails (reducing_gap), which is close to resizing the whole.
-    scale, shrink = 1.0, min(wide, high) // (2 * side)
-    if shrink > 1 and (drafted := image.draft(None, (width // shrink, height // shrink))):
-        scale = drafted[1][2] / width
+    stored, scale, shrink = image.size, 1.0, min(wide, high) // (2 * side)
+    if shrink > 1 and (drafted := image.draft(None, (stored[0] // shrink, stored[1] // shrink))):
+        scale = drafted[1][2] / stored[0]
     image = images.to_rgb(image)
     if scale == 1:
         return image.crop((left, top, left + wide, top + high)).resize((side, side), resample)

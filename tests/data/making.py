@@ -8,11 +8,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dnrt_jax.data.decode import TURNS
+
 
 def encoded(value: int = 0, size: tuple[int, int] = (6, 6), kind: str = "PNG") -> bytes:
     """An image of one grey value; size is (height, width)."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((*size, 3), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+def turned(upright: Image.Image, orientation: int, kind: str = "JPEG", **options) -> bytes:
+    """`upright` as a camera that was held in another way stores it: turned, and with a note."""
+    undo = {**TURNS, 6: TURNS[8], 8: TURNS[6]}
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    buffer = io.BytesIO()
+    stored.save(buffer, kind, exif=exif(orientation), **options)
     return buffer.getvalue()
 
 

@@ -4,8 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
-from making import encoded
-from PIL import Image
+from making import encoded, exif, turned
+from PIL import Image, ImageOps
 
 from dnrt_jax.data import decode as images
 
@@ -52,6 +52,34 @@ def test_cmyk_keeps_its_colours():
     red = Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")
     pixels = images.decode(saved(red, "JPEG", quality=95), "cmyk.jpg")
     assert np.abs(pixels.astype(int) - (250, 10, 10)).max() <= 6
+
+
+QUARTERS = np.zeros((24, 40, 3), np.uint8)  # of four grey values, so that no two turns are alike
+QUARTERS[:8, 16:], QUARTERS[8:, :16], QUARTERS[8:, 16:] = 80, 160, 240
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_picture_of_each_orientation_is_upright(number, kind):
+    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {})
+    pixels = images.decode(turned(Image.fromarray(QUARTERS), number, kind, **options), "photo")
+    assert pixels.shape == (24, 40, 3)
+    assert np.abs(pixels.astype(int) - QUARTERS).max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_upright_is_what_pillow_calls_so():
+    for number in range(1, 9):
+        with Image.open(io.BytesIO(turned(Image.fromarray(QUARTERS), number))) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+            assert images.upright_size(image) == (40, 24)
+            np.testing.assert_array_equal(np.asarray(images.to_rgb(image)), expected)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0", exif(9), exif(0)])
+def test_an_orientation_that_says_nothing_is_none(exif):
+    picture = Image.fromarray(QUARTERS)
+    plain = images.decode(saved(picture, "JPEG"), "photo")
+    np.testing.assert_array_equal(images.decode(saved(picture, "JPEG", exif=exif), "photo"), plain)
 
 
 def bomb() -> bytes:

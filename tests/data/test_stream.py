@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import encoded, pets, write_archive, write_folder
+from making import encoded, pets, turned, write_archive, write_folder
 from PIL import Image
 
 from dnrt_jax.data import datasets
@@ -170,6 +170,20 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path):
             assert small.size[0] < 401
             expected = np.asarray(loader.random_resized_crop(full, 24, crop, draws), int)
         assert np.abs(ours - expected).mean() < 1
+
+
+@pytest.mark.parametrize("side", [24, 96])  # decoded at a fraction, and as a whole
+@pytest.mark.parametrize("number", range(1, 9))
+def test_the_box_is_one_of_the_upright_picture(number, side):
+    picture = photo((320, 240))
+    crop = loader.RandomResizedCrop(area=(0.4, 1.0), interpolation="bilinear")
+    draws = np.random.default_rng(3).random(41)
+    expected = np.asarray(loader.random_resized_crop(picture, side, crop, draws), int)
+    data = turned(picture, number, quality=95)
+    with images.opened(data, "photo") as image:
+        ours = np.asarray(loader.random_resized_crop(image, side, crop, draws), int)
+        assert (max(image.size) < 320) == (side == 24)
+    assert np.abs(ours - expected).mean() < 1.5
 
 
 def test_a_broken_image_stops_the_stream_with_one_line(tmp_path):
