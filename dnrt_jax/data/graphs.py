@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dnrt_jax.data.reading import reading
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
+
 SPLITS = ("train", "valid", "test")
+KEYS = ("x", "y", "edge_index", *(f"{split}_mask" for split in SPLITS))
 DGRAPH = {"nodes": 3_700_550, "edges": 4_300_999, "normal": 1_210_092, "fraud": 15_509}
 
 
@@ -34,31 +38,36 @@ def load(name: str, data_dir: str | Path, *, features: str, self_loops: bool) ->
       self_loops: whether every node is its own neighbour too.
 
     Raises:
-      FileNotFoundError, ValueError: one line on what is missing or wrong.
+      DataNotFoundError: no such file.
+      DataError: what is wrong with it, in one line.
     """
     if name == "synthetic":
         return prepare(synthetic(), name, features=features, self_loops=self_loops)
     folder = Path(data_dir).expanduser()
     path = folder / f"{name}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(
+    with reading(path):
+        arrays = _read(path)
+    return prepare(arrays, str(path), features=features, self_loops=self_loops)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise DataNotFoundError(
             f"{path}: no such file; a graph is an .npz with x, y, edge_index and the masks, in "
             "DATA_DIR or --config.data.dir (DGraph-Fin must be downloaded by hand from "
             "dgraph.xinye.com)"
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in KEYS}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        pickled = "Object arrays" in str(error)
-        reason = "it holds pickled objects" if pickled else "damaged"
-        raise ValueError(f"{path}: {reason}") from None
-    return prepare(arrays, str(path), features=features, self_loops=self_loops)
-
-
-KEYS = ("x", "y", "edge_index", *(f"{split}_mask" for split in SPLITS))
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{path}: not an .npz file")
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files if key in KEYS}
+        except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            pickled = "Object arrays" in str(error)
+            reason = "it holds pickled objects" if pickled else "damaged"
+            raise DataError(f"{path}: {reason}") from None
 
 
 def prepare(
@@ -67,54 +76,16 @@ def prepare(
     """Checks the arrays of a file; `where` names it in errors.
 
     Raises:
-      ValueError: one line.
+      DataError: what is wrong, in one line.
     """
-
-    def check(good: bool, problem: str) -> None:
-        if not good:
-            raise ValueError(f"{where}: {problem}")
-
-    missing = [key for key in KEYS if key not in arrays]
-    check(not missing, f"no array {', '.join(missing)} in it")
-    x, edges, labels = arrays["x"], arrays["edge_index"], arrays["y"].reshape(-1)
-    check(
-        x.ndim == 2 and x.dtype.kind in "fiub", f"x is {x.dtype}{list(x.shape)}, not numbers [N, F]"
-    )
-    count = len(x)
-    check(labels.shape == (count,), f"y has {labels.size} labels for {count} nodes")
-    check(labels.dtype.kind in "iu", f"y is {labels.dtype}, not integers")
-    x = x.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(x).all(1))
-    check(not bad.size, f"x is not finite at {bad.size} nodes, as {bad[:1]}")
-    check(
-        edges.ndim == 2 and edges.shape[1] == 2 and edges.dtype.kind in "iu",
-        f"edge_index is {edges.dtype}{list(edges.shape)}, not integers [E, 2]",
-    )
-    check(len(edges) > 0, "a graph without edges")
-    out = np.flatnonzero((edges < 0).any(1) | (edges >= count).any(1))
-    check(not out.size, f"edge {edges[out[:1]].tolist()} is not between two of {count} nodes")
-
-    splits = {split: _nodes(arrays[f"{split}_mask"], count) for split in SPLITS}
-    for split, nodes in splits.items():
-        check(nodes.dtype.kind in "iu", f"{split}_mask is {nodes.dtype}, not indices of nodes")
-        check(nodes.size > 0, f"{split}_mask names no node")
-        check(
-            nodes.min() >= 0 and nodes.max() < count,
-            f"{split}_mask names nodes beyond 0 .. {count - 1}",
-        )
-        check(
-            labels[nodes].min() >= 0,
-            f"{split}_mask names unlabelled nodes, as {nodes[labels[nodes] < 0][:1]}",
-        )
-    together = np.concatenate(list(splits.values()))
-    twice = np.flatnonzero(np.bincount(together, minlength=count) > 1)
-    check(not twice.size, f"the masks overlap: {twice.size} nodes occur twice, as {twice[:1]}")
-    num_classes = int(labels[together].max()) + 1
-    absent = np.flatnonzero(np.bincount(labels[splits["train"]], minlength=num_classes) == 0)
-    check(not absent.size, f"no training node is of class {absent[:1]}")
-    check(num_classes > 1, "all nodes are of one class")
-
-    senders, receivers = _both_ways(edges, count, self_loops)
+    try:
+        x, labels = _checked_nodes(arrays)
+        edges = _checked_edges(arrays["edge_index"], len(x))
+        splits = {split: _checked_split(split, arrays, labels) for split in SPLITS}
+        num_classes = _checked_classes(splits, labels)
+    except _Wrong as problem:
+        raise DataError(f"{where}: {problem}") from None
+    senders, receivers = _both_ways(edges, len(x), self_loops)
     return GraphData(
         _scaled(x, features),
         senders,
@@ -123,6 +94,64 @@ def prepare(
         {split: nodes.astype(np.int32) for split, nodes in splits.items()},
         tuple(f"class {k}" for k in range(num_classes)),
     )
+
+
+class _Wrong(Exception):
+    """What is wrong with an array, without the name of its file."""
+
+
+def _check(good: bool, problem: str) -> None:
+    if not good:
+        raise _Wrong(problem)
+
+
+def _checked_nodes(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Features f32[N, F] and labels [N]."""
+    missing = [key for key in KEYS if key not in arrays]
+    _check(not missing, f"no array {', '.join(missing)} in it")
+    x, labels = arrays["x"], arrays["y"].reshape(-1)
+    numbers = x.ndim == 2 and x.dtype.kind in "fiub"
+    _check(numbers, f"x is {x.dtype}{list(x.shape)}, not numbers [N, F]")
+    _check(labels.shape == (len(x),), f"y has {labels.size} labels for {len(x)} nodes")
+    _check(labels.dtype.kind in "iu", f"y is {labels.dtype}, not integers")
+    x = x.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(x).all(1))
+    _check(not bad.size, f"x is not finite at {bad.size} nodes, as {bad[:1]}")
+    return x, labels
+
+
+def _checked_edges(edges: np.ndarray, count: int) -> np.ndarray:
+    pairs = edges.ndim == 2 and edges.shape[1] == 2 and edges.dtype.kind in "iu"
+    _check(pairs, f"edge_index is {edges.dtype}{list(edges.shape)}, not integers [E, 2]")
+    _check(len(edges) > 0, "a graph without edges")
+    out = np.flatnonzero((edges < 0).any(1) | (edges >= count).any(1))
+    _check(not out.size, f"edge {edges[out[:1]].tolist()} is not between two of {count} nodes")
+    return edges
+
+
+def _checked_split(split: str, arrays: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The nodes of a split, all of them labelled."""
+    name, count = f"{split}_mask", len(labels)
+    nodes = _nodes(arrays[name], count)
+    _check(nodes.dtype.kind in "iu", f"{name} is {nodes.dtype}, not indices of nodes")
+    _check(nodes.size > 0, f"{name} names no node")
+    inside = nodes.min() >= 0 and nodes.max() < count
+    _check(inside, f"{name} names nodes beyond 0 .. {count - 1}")
+    unlabelled = nodes[labels[nodes] < 0]
+    _check(not unlabelled.size, f"{name} names unlabelled nodes, as {unlabelled[:1]}")
+    return nodes
+
+
+def _checked_classes(splits: dict[str, np.ndarray], labels: np.ndarray) -> int:
+    """How many classes there are; each has a training node, and no node is in two splits."""
+    together = np.concatenate(list(splits.values()))
+    twice = np.flatnonzero(np.bincount(together, minlength=len(labels)) > 1)
+    _check(not twice.size, f"the masks overlap: {twice.size} nodes occur twice, as {twice[:1]}")
+    num_classes = int(labels[together].max()) + 1
+    absent = np.flatnonzero(np.bincount(labels[splits["train"]], minlength=num_classes) == 0)
+    _check(not absent.size, f"no training node is of class {absent[:1]}")
+    _check(num_classes > 1, "all nodes are of one class")
+    return num_classes
 
 
 def _nodes(mask: np.ndarray, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax.data import graphs
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("change", "answer"), MISTAKES.values(), ids=MISTAKES)
 def test_a_bad_graph_is_one_line_with_the_file(arrays, change, answer, tmp_path):
     np.savez(tmp_path / "g.npz", **(arrays | change))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DataError) as error:
         graphs.load("g", tmp_path, features="raw", self_loops=False)
     assert str(error.value).startswith(f"{tmp_path / 'g.npz'}: ")
     assert answer in str(error.value)
@@ -113,13 +114,19 @@ def damaged(path, arrays):
 )
 def test_a_file_that_is_no_graph_is_one_line_and_runs_nothing(arrays, tmp_path, write, answer):
     write(tmp_path / "g.npz", arrays)
-    with pytest.raises(ValueError, match=answer):
+    with pytest.raises(DataError, match=answer):
         graphs.load("g", tmp_path, features="raw", self_loops=False)
 
 
 def test_a_missing_graph_names_the_file_and_where_it_is_from(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dgraphfin.npz: no such file; .* by hand"):
+    with pytest.raises(DataNotFoundError, match=r"dgraphfin.npz: no such file; .* by hand"):
         graphs.load("dgraphfin", tmp_path, features="raw", self_loops=False)
+
+
+def test_a_folder_for_a_graph_is_named(tmp_path):
+    (tmp_path / "g.npz").mkdir()
+    with pytest.raises(DataError, match=r"g\.npz cannot be read \(Is a directory\)"):
+        graphs.load("g", tmp_path, features="raw", self_loops=False)
 
 
 def test_the_made_up_graph_has_the_counts_it_is_told():
