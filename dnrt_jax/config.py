@@ -94,7 +94,11 @@ FIELDS: dict[str, tuple[Any, Rule, str]] = {
     "data.mixup": (0.0, FROM_0, "alpha of mixup; 0 for none"),
     "data.cutmix": (0.0, FROM_0, "alpha of cutmix; with mixup too, one of them by chance"),
     "data.imbalance": (0, _integer(0), "long tail: largest class by smallest; 0 for none"),
-    "data.on_error": ("stop", _choice("stop", "skip"), "on a broken image"),
+    "data.on_error": (
+        "stop",
+        _choice("stop", "skip"),
+        "on a broken image: stop, or skip up to 1% of the split, at least one",
+    ),
     "data.features": (
         "raw",
         _choice("raw", "rows", "zscore"),

@@ -90,7 +90,7 @@ def _batches(config: Config, split: str) -> tuple[Batches, tuple[str, ...], bool
         )
         batches = ((b["image"][b["mask"]], b["label"][b["mask"]]) for b in stream.epoch())
         return batches, source.class_names, cropped
-    images, labels, names = datasets.load(
+    memory = datasets.load(
         data.name,
         folder,
         split,
@@ -98,8 +98,9 @@ def _batches(config: Config, split: str) -> tuple[Batches, tuple[str, ...], bool
         imbalance=data.imbalance,
         on_error=data.on_error,
     )
-    order = np.random.default_rng(config.seed).permutation(len(labels))
-    return ((images[[i]], labels[[i]]) for i in order), names, False
+    order = np.random.default_rng(config.seed).permutation(len(memory))
+    batches = ((memory.images[[i]], memory.labels[[i]]) for i in order)
+    return batches, memory.class_names, False
 
 
 def _collect(batches: Batches, shown: np.ndarray, each: int) -> np.ndarray:

@@ -5,6 +5,7 @@ read by an unpickler that builds NumPy arrays and nothing else.
 """
 
 import hashlib
+import http.client
 import io
 import logging
 import os
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnrt_jax.data.image_folder import UNREADABLE, unreadable
+from dnrt_jax.data.reading import DAMAGED_ARCHIVE, one_line, reading
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError, DownloadError
 
 HOST = "https://www.cs.toronto.edu"
 CONNECT_SECONDS = 5
@@ -92,11 +94,12 @@ def load(
     """Images uint8[N, 32, 32, 3], (fine) labels int32[N], class names.
 
     Raises:
-      FileNotFoundError: a file of the set is missing.
-      ValueError: a wrong checksum, a damaged file, or content that is not CIFAR's.
+      DataNotFoundError: a file of the set is missing.
+      DataError: a wrong checksum, a damaged file, or content that is not CIFAR's.
     """
     batches = form.train if split == "train" else form.test
-    files = _read(path, form, (*batches, form.names))
+    with reading(path, DAMAGED_ARCHIVE):
+        files = _read(path, form, (*batches, form.names))
     binary = form.names.endswith(".txt")
     parse = _parse_binary if binary else _parse_python
     parts = [parse(files[batch], name, f"{path}/{batch}") for batch in batches]
@@ -110,7 +113,7 @@ def load(
         found = _unpickle(files[form.names], where).get(key, [])
         class_names = tuple(n.decode("utf-8", "replace") for n in found)
     if len(set(class_names)) != CLASSES[name] or len(class_names) != CLASSES[name]:
-        raise ValueError(
+        raise DataError(
             f"{where}: {len(set(class_names))} class names instead of {CLASSES[name]};"
             " fetch the data set again"
         )
@@ -128,7 +131,7 @@ def reachable() -> bool:
                 answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             answers.append(False)
 
     # A name look-up has no time-out of its own, so it may have to be left behind.
@@ -142,24 +145,28 @@ def download(name: str, data_dir: Path) -> tuple[Form, Path]:
     """The binary archive in DATA_DIR; it gets its name once its checksum is right.
 
     Raises:
-      ConnectionError: the transfer broke off.
-      ValueError: the archive's checksum is wrong. Nothing is left behind in either case.
+      DownloadError: the transfer broke off.
+      DataError: the archive's checksum is wrong, or `data_dir` cannot be written. Nothing is left
+        behind in any case.
     """
     form = FORMS[name][0]
     target = data_dir / form.archive
     url = f"{HOST}/~kriz/{form.archive}"
     logging.info("downloading %s to %s", url, target)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=data_dir, prefix=f".{form.archive}-")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=data_dir, prefix=f".{form.archive}-")
+    except OSError as error:
+        raise DataError(f"{data_dir} cannot be written ({error.strerror})") from None
     try:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=30) as response:
             shutil.copyfileobj(response, file, 2**20)
         _verify(Path(part), form, url)
         os.chmod(part, 0o644)
         os.replace(part, target)
-    except OSError as error:
-        raise ConnectionError(
-            f"{url}: the download to {data_dir} broke off ({error}); try again,"
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{url}: the download to {data_dir} broke off ({one_line(error)}); try again,"
             " or put the file there yourself"
         ) from None
     finally:
@@ -171,7 +178,7 @@ def _verify(path: Path, form: Form, where: Path | str) -> None:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != form.sha256:
-        raise ValueError(
+        raise DataError(
             f"{where}: SHA-256 {digest} instead of {form.sha256}: incomplete or altered;"
             " remove it and fetch it again"
         )
@@ -183,18 +190,15 @@ def _read(path: Path, form: Form, names: tuple[str, ...]) -> dict[str, bytes]:
     else:
         _verify(path, form, path)
         wanted = {f"{form.folder}/{name}": name for name in names}
-        try:
-            with tarfile.open(path, "r|gz") as archive:
-                files = {
-                    wanted[member.name]: archive.extractfile(member).read()  # type: ignore
-                    for member in archive
-                    if member.isreg() and member.name in wanted
-                }
-        except UNREADABLE as error:
-            raise unreadable(path, error) from None
+        with tarfile.open(path, "r|gz") as archive:
+            files = {
+                wanted[member.name]: archive.extractfile(member).read()  # type: ignore
+                for member in archive
+                if member.isreg() and member.name in wanted
+            }
     for name in names:
         if name not in files:
-            raise FileNotFoundError(f"{path}/{name} is missing; fetch the data set again")
+            raise DataNotFoundError(f"{path}/{name} is missing; fetch the data set again")
     return files
 
 
@@ -202,7 +206,7 @@ def _parse_binary(data: bytes, name: str, where: str) -> tuple[np.ndarray, np.nd
     """Records of one label (CIFAR-100: coarse, then fine) and 3 x 32 x 32 pixels."""
     columns = 1 if name == "cifar10" else 2
     if not data or len(data) % (columns + 3072):
-        raise ValueError(f"{where} is truncated ({len(data)} bytes); fetch the data set again")
+        raise DataError(f"{where} is truncated ({len(data)} bytes); fetch the data set again")
     records = np.frombuffer(data, np.uint8).reshape(-1, columns + 3072)
     return records[:, columns:], _checked(records[:, columns - 1], name, where)
 
@@ -212,7 +216,7 @@ def _parse_python(data: bytes, name: str, where: str) -> tuple[np.ndarray, np.nd
     pixels = np.asarray(batch.get(b"data"))
     labels = np.asarray(batch.get(b"labels" if name == "cifar10" else b"fine_labels"))
     if pixels.dtype != np.uint8 or pixels.shape != (labels.size, 3072) or labels.dtype.kind != "i":
-        raise ValueError(
+        raise DataError(
             f"{where}: data {pixels.dtype}{list(pixels.shape)} and labels"
             f" {labels.dtype}{list(labels.shape)} instead of uint8[N, 3072] and N integers;"
             " fetch the data set again"
@@ -222,7 +226,7 @@ def _parse_python(data: bytes, name: str, where: str) -> tuple[np.ndarray, np.nd
 
 def _checked(labels: np.ndarray, name: str, where: str) -> np.ndarray:
     if (outside := labels[(labels < 0) | (labels >= CLASSES[name])]).size:
-        raise ValueError(
+        raise DataError(
             f"{where}: label {outside[0]} outside 0..{CLASSES[name] - 1}; fetch the data set again"
         )
     return labels
@@ -249,7 +253,9 @@ def _unpickle(data: bytes, where: str) -> dict:
     try:
         content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # whatever a damaged or hostile pickle provokes
-        raise ValueError(f"{where} cannot be read ({error}); fetch the data set again") from None
+        raise DataError(
+            f"{where} cannot be read ({one_line(error)}); fetch the data set again"
+        ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{where} holds no dictionary; fetch the data set again")
+        raise DataError(f"{where} holds no dictionary; fetch the data set again")
     return content

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from dnrt_jax.runtime.errors import DataError
+
 # Pillow also opens formats that run other programs (EPS) or are no photographs (PDF, fonts).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EVAL_CROP = 0.875
@@ -23,7 +25,7 @@ TURNS = {
 }
 
 
-class BrokenImage(ValueError):
+class BrokenImage(DataError):
     """One line: the image's name and what is wrong with it."""
 
 
@@ -67,8 +69,9 @@ def orientation(image: Image.Image) -> int:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of what `to_rgb` returns."""
-    lies_on_its_side = orientation(image) >= 5
-    return image.size[::-1] if lies_on_its_side else image.size
+    width, height = image.size
+    on_its_side = orientation(image) >= 5
+    return (height, width) if on_its_side else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,14 +1,11 @@
 """Image folders `NAME/{train,val|test}/CLASS/IMAGE`, on disk or inside one archive.
 
-A source is a sequence of `Example`s with `class_names`: `datasets` decodes all of it, `loader`
-streams it. Archives are read, never extracted, so no member can leave the folder.
+Archives are read, never extracted, so no member can leave the folder.
 """
 
-import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -16,28 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dnrt_jax.data.decode import BrokenImage
+from dnrt_jax.data.reading import DAMAGED_ARCHIVE, reading
+from dnrt_jax.data.source import Example
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
+
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".zip")
 # `val` comes first, as in ImageNet, whose `test` has no labels.
 SPLITS = {"train": ("train",), "test": ("val", "test")}
 SPLIT_FOLDERS = ("train", "val", "test")
 LITTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 MAX_BYTES = 2**28
-# What the archive modules raise for damaged, encrypted or unreadable files.
-UNREADABLE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    OSError,
-)
-
-
-class Example(NamedTuple):
-    name: str  # where the image lies, for messages
-    data: bytes
-    label: int
 
 
 class Entry(NamedTuple):
@@ -51,12 +37,16 @@ class Entry(NamedTuple):
 class ImageFolder:
     """One split of an image folder; files in order of class, then name; any depth below a class.
 
-    Hidden files and what file managers leave behind are passed over, links are followed.
+    Hidden files and what file managers leave behind are passed over, links are followed. The
+    classes are the training split's, where there is one; the test split may lack some of them.
 
     Raises:
-      FileNotFoundError: the folder has no such split, or no class in it.
-      ValueError: an empty class, or classes that differ between the splits.
+      DataNotFoundError: the folder has no such split, or no class in it.
+      DataError: a folder that cannot be listed, a class without training images, or one of the
+        test split alone; when indexed BrokenImage, for a file that cannot be read.
     """
+
+    channels = 3
 
     def __init__(self, root: Path, split: str):
         classes = (Entry(f, name, "") for f in SPLIT_FOLDERS for name in _folders(root / f))
@@ -64,11 +54,12 @@ class ImageFolder:
         files = (
             Entry(folder, name, str((Path(path) / file).relative_to(root / folder / name)))
             for name in self.class_names
-            for path, _, found in os.walk(root / folder / name, followlinks=True)
+            for path, _, found in os.walk(root / folder / name, onerror=_raise, followlinks=True)
             for file in found
         )
         self.folder = root / folder
-        found, labels = _files(files, self.class_names, self.folder)
+        with reading(self.folder):
+            found, labels = _files(files, self.class_names, self.folder, split)
         # Compact arrays: ImageNet's list of names goes to every worker of the loader.
         self.files = np.array([os.fsencode(f"{f.class_name}/{f.file}") for f in found])
         self.labels = np.array(labels, np.int32)
@@ -78,8 +69,11 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Example:
         path = os.path.join(self.folder, os.fsdecode(bytes(self.files[index])))
-        with open(path, "rb") as file:
-            return Example(path, file.read(), int(self.labels[index]))
+        try:
+            with open(path, "rb") as file:
+                return Example(path, file.read(), int(self.labels[index]))
+        except OSError as error:
+            raise BrokenImage(f"{path}: {error.strerror}") from None
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.folder)!r})"
@@ -89,10 +83,12 @@ class Archive:
     """One split of an image folder inside an archive; at first use it is read into memory, its
     images still compressed. The content may lie under one top folder; links are passed over.
 
-    Raises:
-      FileNotFoundError: the archive has no such split, or no class in it.
-      ValueError: as `ImageFolder`; a damaged archive; a member named with `..` or from the root.
+    Raises, when it is read:
+      DataNotFoundError: the archive has no such split, or no class in it.
+      DataError: as `ImageFolder`; a damaged archive; a member named with `..` or from the root.
     """
+
+    channels = 3
 
     def __init__(self, path: Path, split: str):
         self.path, self.split = path, split
@@ -101,13 +97,11 @@ class Archive:
     def _content(self) -> tuple[tuple[str, ...], list[Example]]:
         read = _read_zip if self.path.suffix == ".zip" else _read_tar
         members: dict[Entry, bytes] = {}
-        try:
+        with reading(self.path, DAMAGED_ARCHIVE):
             members.update(read(self.path, SPLITS[self.split]))
-        except UNREADABLE as error:
-            raise unreadable(self.path, error) from None
         folder, class_names = _classes(members, self.split, self.path)
         mine = (entry for entry in members if entry.split == folder and entry.file)
-        files, labels = _files(mine, class_names, f"{self.path}:{folder}")
+        files, labels = _files(mine, class_names, f"{self.path}:{folder}", self.split)
         return class_names, [
             Example(f"{self.path}:{'/'.join(file)}", members[file], label)
             for file, label in zip(files, labels, strict=True)
@@ -117,16 +111,18 @@ class Archive:
     def class_names(self) -> tuple[str, ...]:
         return self._content[0]
 
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([example.label for example in self._content[1]], np.int32)
+
     def __len__(self) -> int:
         return len(self._content[1])
 
     def __getitem__(self, index: int) -> Example:
         return self._content[1][index]
 
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(f"{path} cannot be read ({reason}); where it is damaged, fetch it again")
+    def __repr__(self) -> str:
+        return f"Archive({str(self.path)!r}, {self.split!r})"
 
 
 def find_archive(name: str, data_dir: Path) -> Path | None:
@@ -145,40 +141,47 @@ def _folders(parent: Path) -> list[str]:
     return [path.name for path in parent.iterdir() if path.is_dir() and not _litter(path.name)]
 
 
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a test split may lack the folder of a class
+        raise error
+
+
 def _litter(name: str) -> bool:
     return name.startswith(".") or name in LITTER
 
 
 def _classes(entries: Iterable[Entry], split: str, where: Path) -> tuple[str, tuple[str, ...]]:
-    """The folder that holds `split`, and its class names in order."""
+    """The folder that holds `split`, and the class names in order: those of the training split."""
     classes: dict[str, set[str]] = {}
     for entry in entries:
         classes.setdefault(entry.split, set()).add(entry.class_name)
     folder = {s: next((f for f in SPLITS[s] if f in classes), None) for s in SPLITS}
-    mine, other = folder.pop(split), *folder.values()
-    if mine is None:
+    if (mine := folder[split]) is None:
         wanted = " or ".join(f"{f}/CLASS/IMAGE" for f in SPLITS[split])
-        raise FileNotFoundError(f"{where} has no images of the {split} split: expected {wanted}")
-    if other is not None and (odd := sorted(classes[mine] ^ classes[other])):
-        only = mine if odd[0] in classes[mine] else other
-        raise ValueError(
-            f"{where}: classes differ between {mine}/ and {other}/: {odd[0]!r} is in {only}/ only"
-            f" ({len(odd)} such); give both splits the same class folders"
+        raise DataNotFoundError(f"{where} has no images of the {split} split: expected {wanted}")
+    train, test = folder["train"], folder["test"]
+    if train and test and (odd := sorted(classes[test] - classes[train])):
+        raise DataError(
+            f"{where}: class {odd[0]!r} is in {test}/ only ({len(odd)} such); give it images in"
+            f" {train}/, or remove it from {test}/"
         )
-    return mine, tuple(sorted(classes[mine]))
+    return mine, tuple(sorted(classes[train or mine]))
 
 
 def _files(
-    entries: Iterable[Entry], class_names: tuple[str, ...], where: Path | str
+    entries: Iterable[Entry], class_names: tuple[str, ...], where: Path | str, split: str
 ) -> tuple[list[Entry], list[int]]:
     files = sorted(entry for entry in entries if not _litter(Path(entry.file).name))
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = [label_of[entry.class_name] for entry in files]
-    if missing := sorted(set(class_names) - {entry.class_name for entry in files}):
-        raise ValueError(
+    missing = sorted(set(class_names) - {entry.class_name for entry in files})
+    if missing and split == "train":
+        raise DataError(
             f"{where}: class {missing[0]!r} has no image ({len(missing)} such);"
             " give it images, or remove the class from every split"
         )
+    if not files:
+        raise DataError(f"{where}: no images")
     return files, labels
 
 
@@ -229,7 +232,7 @@ def _entry(name: str, is_folder: bool, archive: Path) -> Entry | None:
     """`[TOP/]SPLIT/CLASS[/.../FILE]` as an Entry, None for anything else."""
     path = PureWindowsPath(name)  # reads both kinds of slash
     if ".." in path.parts or path.root or path.drive:
-        raise ValueError(
+        raise DataError(
             f"{archive}: member {name!r} points outside the archive; do not trust this file"
         )
     parts = path.parts if path.parts[:1] and path.parts[0] in SPLIT_FOLDERS else path.parts[1:]
@@ -240,5 +243,5 @@ def _entry(name: str, is_folder: bool, archive: Path) -> Entry | None:
 
 def _bounded(size: int, name: str, archive: Path) -> int:
     if size > MAX_BYTES:
-        raise ValueError(f"{archive}: member {name!r} is {size} bytes long, too long for an image")
+        raise DataError(f"{archive}: member {name!r} is {size} bytes long, too long for an image")
     return size

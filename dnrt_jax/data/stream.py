@@ -15,10 +15,12 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dnrt_jax.data import datasets
+from dnrt_jax.data import classes, datasets
 from dnrt_jax.data import decode as images
 from dnrt_jax.data import image_folder as folder
 from dnrt_jax.data.order import epoch_order
+from dnrt_jax.data.source import Source, Subset
+from dnrt_jax.runtime.errors import DataError
 
 # A worker hands over a few images, not a batch: all work on the batch that is needed next, and
 # shared memory (64 MB in many containers) stays small.
@@ -54,12 +56,12 @@ class Stream:
       on_error: as in `datasets.load`; the 1% are of the split, over the life of the stream.
 
     Raises:
-      ValueError: impossible sizes; while reading, a broken image or a label outside 0 .. K-1.
+      DataError: impossible sizes; while reading, a broken image or a label outside 0 .. K-1.
     """
 
     def __init__(
         self,
-        source: datasets.Source,
+        source: Source,
         *,
         batch_size: int,
         side: int,
@@ -73,18 +75,19 @@ class Stream:
     ):
         self._running: list[Any] = []  # grain's iterator, or nothing
         self._end = partial(_end, self._running)
-        if isinstance(source, folder.Archive):
-            raise ValueError(
-                f"{source.path}: an archive cannot be streamed; extract it to a folder"
-            )
+        whole = _whole(source)
+        if isinstance(whole, folder.Archive):
+            raise DataError(f"{whole.path}: an archive cannot be streamed; extract it to a folder")
         if not len(source):
-            raise ValueError(f"{source!r}: no images")
+            raise DataError(f"{source!r}: no images")
         if batch_size % process_count:
-            raise ValueError(f"batch_size={batch_size}: not divisible by {process_count} hosts")
+            raise DataError(f"batch_size={batch_size}: not divisible by {process_count} hosts")
         if shuffle and batch_size > len(source):
-            raise ValueError(
+            raise DataError(
                 f"train.batch_size={batch_size}: more than the {len(source)} images of {source!r}"
             )
+        if isinstance(whole, folder.ImageFolder):  # whose labels are known without reading it
+            classes.warn(source.labels, source.class_names, repr(source), train=shuffle)
         local = batch_size // process_count
         rows = range(process_index * local, (process_index + 1) * local)
         self._chunks = _Chunks(source, batch_size, rows, side, crop, shuffle, seed)
@@ -161,7 +164,7 @@ class _Chunks:
 
     def __init__(
         self,
-        source: datasets.Source,
+        source: Source,
         batch_size: int,
         rows: range,
         side: int,
@@ -196,15 +199,15 @@ class _Chunks:
             try:
                 chunk["image"][i], chunk["label"][i] = self._read(wrapped, draws[row])
                 chunk["mask"][i] = position < len(self.source)
-            except (images.BrokenImage, OSError) as error:
+            except images.BrokenImage as error:
                 chunk["broken"].append(str(error))
         return chunk
 
     def _read(self, index: int, draws: np.ndarray) -> tuple[np.ndarray, int]:
         example = self.source[index]
         if not 0 <= example.label < len(self.source.class_names):
-            classes = len(self.source.class_names)
-            raise ValueError(f"{example.name}: label {example.label} outside 0..{classes - 1}")
+            count = len(self.source.class_names)
+            raise DataError(f"{example.name}: label {example.label} outside 0..{count - 1}")
         if self.crop is None:
             return images.decode(example.data, example.name, self.side), example.label
         with images.opened(example.data, example.name) as image:
@@ -253,8 +256,13 @@ def random_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def is_large(source: datasets.Source, image_size: int) -> bool:
+def _whole(source: Source) -> Source:
+    return _whole(source.source) if isinstance(source, Subset) else source
+
+
+def is_large(source: Source, image_size: int) -> bool:
     """Whether the images would take more than 4 GiB of memory, so that they are to be streamed."""
-    if isinstance(source, folder.Archive):
-        return source.path.stat().st_size > MEMORY_BYTES
+    whole = _whole(source)
+    if isinstance(whole, folder.Archive):
+        return whole.path.stat().st_size > MEMORY_BYTES
     return len(source) * images.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES

@@ -3,13 +3,17 @@ TensorFlow, from array_record or tfrecord files."""
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dnrt_jax.data.image_folder import Example
+from dnrt_jax.data.decode import BrokenImage
+from dnrt_jax.data.reading import one_line, reading
+from dnrt_jax.data.source import Example
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 SPLITS = {"train": ("train",), "test": ("test", "validation")}
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -19,9 +23,12 @@ class Prepared:
     """One split of a prepared folder: a sequence of examples, their images still encoded.
 
     Raises:
-      FileNotFoundError: the data set has no such split, or a file of it is missing.
-      ValueError: no image and class label in the features, or files that cannot be read.
+      DataNotFoundError: the data set has no such split, or a file of it is missing.
+      DataError: no image and class label in the features, or files that cannot be read; when
+        indexed BrokenImage, for a record that cannot.
     """
+
+    channels = 3
 
     def __init__(self, folder: Path, split: str):
         import tensorflow_datasets as tfds
@@ -30,8 +37,7 @@ class Prepared:
         try:
             info = tfds.builder_from_directory(folder).info
         except Exception as error:  # whatever its parsers meet in a damaged json file
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{folder} is damaged ({reason}); prepare it again") from None
+            raise DataError(f"{folder} is damaged ({one_line(error)}); prepare it again") from None
         self.features: Any = info.features
         keys: Any = info.supervised_keys or ("image", "label")
         self.image_key, self.label_key = keys[0], keys[-1]
@@ -40,21 +46,21 @@ class Prepared:
         if not isinstance(image, tfds.features.Image) or not isinstance(
             label, tfds.features.ClassLabel
         ):
-            raise ValueError(f"{folder} is not for image classification: it holds {list(found)}")
+            raise DataError(f"{folder} is not for image classification: it holds {list(found)}")
         self.class_names = tuple(label.names)
         self.decoders = {self.image_key: tfds.decode.SkipDecoding()}
 
         self.split = next((name for name in SPLITS[split] if name in info.splits), "")
         if not self.split:
             wanted = " or ".join(SPLITS[split])
-            raise FileNotFoundError(
+            raise DataNotFoundError(
                 f"{folder} has no split {wanted}, only {', '.join(info.splits)}"
             )
         shards = info.splits[self.split]
         file_format = info.file_format.value if info.file_format else "unknown"
         self.records = _records(folder, file_format, [str(path) for path in shards.filepaths])
         if len(self.records) != shards.num_examples:
-            raise ValueError(
+            raise DataError(
                 f"{folder}: {self.split} has {len(self.records)} records instead of"
                 f" {shards.num_examples}; prepare it again"
             )
@@ -63,9 +69,24 @@ class Prepared:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        example = self.features.deserialize_example_np(self.records[index], decoders=self.decoders)
         name = f"{self.folder}:{self.split}[{index}]"
-        return Example(name, example[self.image_key], int(example[self.label_key]))
+        try:
+            record = self.records[index]
+            example = self.features.deserialize_example_np(record, decoders=self.decoders)
+            return Example(name, example[self.image_key], int(example[self.label_key]))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the parsers meet in a damaged record
+            raise BrokenImage(f"{name} cannot be read ({one_line(error)})") from None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """i32[N]. The first access reads every record, as an epoch does, but decodes no image."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return np.array([self[index].label for index in range(len(self))], np.int32)
 
     def __repr__(self) -> str:
         return f"Prepared({str(self.folder)!r}, {self.split!r})"
@@ -86,40 +107,40 @@ def find(name: str, data_dir: Path) -> Path | None:
 
 def _records(folder: Path, file_format: str, paths: list[str]) -> Any:
     if missing := [path for path in paths if not Path(path).is_file()]:
-        raise FileNotFoundError(f"{missing[0]} is missing; prepare the data set again")
+        raise DataNotFoundError(f"{missing[0]} is missing; prepare the data set again")
     if file_format == "tfrecord":
         return TFRecords(paths)
     if file_format == "array_record":
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(paths)
-    raise ValueError(
+        return _array_records(folder, paths)
+    raise DataError(
         f"{folder} holds {file_format} files; prepare it with file_format='array_record'"
     )
+
+
+def _array_records(folder: Path, paths: list[str]) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        records = ArrayRecordDataSource(paths)
+        len(records)  # opens the files
+        return records
+    except Exception as error:  # whatever the reader meets in a damaged file
+        raise DataError(f"{folder} is damaged ({one_line(error)}); prepare it again") from None
 
 
 class TFRecords(Sequence):
     """Random access to the records of TFRecord files (length, crc, data, crc; little-endian).
 
     Raises:
-      ValueError: a file that ends in the middle of a record.
+      DataError: a file that ends in the middle of a record, or cannot be read.
     """
 
     def __init__(self, paths: list[str]):
         self.paths = paths
         index: list[tuple[int, int, int]] = []
         for number, path in enumerate(paths):
-            size = Path(path).stat().st_size
-            position = 0
-            with open(path, "rb") as file:
-                while position < size:
-                    file.seek(position)
-                    header = file.read(12)
-                    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
-                    if position + 16 + length > size:
-                        raise ValueError(f"{path} is truncated; prepare the data set again")
-                    index.append((number, position + 12, length))
-                    position += 16 + length
+            with reading(path):
+                index += [(number, start, length) for start, length in _spans(path)]
         # An array, because it goes to every worker: file, where the data starts, its length.
         self.spans = np.array(index, np.int64).reshape(-1, 3)
 
@@ -131,3 +152,17 @@ class TFRecords(Sequence):
         with open(self.paths[number], "rb") as file:
             file.seek(start)
             return file.read(length)
+
+
+def _spans(path: str) -> Iterator[tuple[int, int]]:
+    """Where the data of each record starts, and its length."""
+    size, position = Path(path).stat().st_size, 0
+    with open(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            header = file.read(12)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+            if position + 16 + length > size:
+                raise DataError(f"{path} is truncated; prepare the data set again")
+            yield position + 12, length
+            position += 16 + length

@@ -12,6 +12,7 @@ import pytest
 from making import pets, write_archive, write_folder
 
 from dnrt_jax.data import cifar, datasets
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError, DownloadError
 
 PER_BATCH = {"cifar10": 10, "cifar100": 100}
 FORM_NAMES = ("binary", "python")
@@ -99,7 +100,7 @@ def test_an_altered_archive_is_refused(tmp_path, monkeypatch):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz: SHA-256 \w{64} instead of"):
+    with pytest.raises(DataError, match=r"cifar-10-binary.tar.gz: SHA-256 \w{64} instead of"):
         load(tmp_path)
 
 
@@ -123,7 +124,7 @@ def test_a_bad_file_is_named(tmp_path, form, file, data, words):
     files = content("cifar10", form) | {file: data}
     kept = {name: data for name, data in files.items() if data is not None}
     write_folder(tmp_path / form.folder, kept)
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
+    with pytest.raises(DataError, match=words):
         load(tmp_path)
 
 
@@ -142,7 +143,7 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
     hostile = {b"data": Hostile(os.mkdir, (str(ran),))}
     files = content("cifar10", form) | {"data_batch_1": pickle.dumps(hostile, protocol)}
     write_folder(tmp_path / form.folder, files)
-    with pytest.raises(ValueError, match="mkdir, which is no array"):
+    with pytest.raises(DataError, match="mkdir, which is no array"):
         load(tmp_path)
     assert not ran.exists()
 
@@ -185,7 +186,7 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "~kriz" / "cifar-10-binary.tar.gz").write_bytes(b"half of it")
     with serving(tmp_path) as host:
         monkeypatch.setattr(cifar, "HOST", host)
-        with pytest.raises(ValueError, match="SHA-256"):
+        with pytest.raises(DataError, match="SHA-256"):
             load(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -193,13 +194,21 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch):
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with serving(tmp_path) as host:
         monkeypatch.setattr(cifar, "HOST", host)
-        with pytest.raises(ConnectionError, match="broke off"):
+        with pytest.raises(DownloadError, match="broke off"):
             load(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with serving(tmp_path) as host:
+        monkeypatch.setattr(cifar, "HOST", host)
+        with pytest.raises(DataError, match=r"/file/data cannot be written \(Not a directory\)"):
+            load(tmp_path / "file" / "data")
+
+
 def test_no_data_and_no_network_names_the_three_ways(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(DataNotFoundError) as caught:
         load(tmp_path / "nowhere", "cifar100")
     message = str(caught.value)
     for words in ("cifar100", str(tmp_path / "nowhere"), "network", "tensorflow-datasets"):
@@ -214,6 +223,6 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         monkeypatch.setattr(cifar, "HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(cifar, "CONNECT_SECONDS", 0.2)
         start = time.monotonic()
-        with pytest.raises(FileNotFoundError, match="cannot be reached"):
+        with pytest.raises(DataNotFoundError, match="cannot be reached"):
             load(tmp_path)
     assert time.monotonic() - start < 5

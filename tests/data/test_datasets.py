@@ -1,11 +1,14 @@
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from making import pets, write_archive, write_folder
+from making import encoded, pets, write_archive, write_folder
 
 from dnrt_jax.data import datasets
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 
 def load(name, root, split="train", **options):
@@ -61,7 +64,7 @@ def test_long_tail_leaves_the_test_split_alone(tmp_path):
     ],
 )
 def test_an_impossible_long_tail_is_refused(dataset, imbalance, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(DataError, match=words):
         datasets.long_tailed(dataset, imbalance)
 
 
@@ -86,17 +89,17 @@ GOOD = made([2, 3])
 )
 def test_validate_names_what_is_wrong(change, words):
     datasets.validate(GOOD, "here")
-    with pytest.raises(ValueError, match=f"here: .*{words}"):
-        datasets.validate(GOOD._replace(**change), "here")
+    with pytest.raises(DataError, match=f"here: .*{words}"):
+        datasets.validate(dataclasses.replace(GOOD, **change), "here")
 
 
 def test_an_unknown_name_gets_a_hint(tmp_path):
     write_archive(tmp_path / "pets.tar.xz", pets(1))
     for wrong, right in (("cifra10", "cifar10"), ("pet", "pets")):
-        with pytest.raises(FileNotFoundError, match=f"did you mean {right}") as caught:
+        with pytest.raises(DataNotFoundError, match=f"did you mean {right!r}") as caught:
             load(wrong, tmp_path)
         assert str(tmp_path) in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(DataNotFoundError, match="no such folder"):
         load("pets", tmp_path / "nowhere")
 
 
@@ -112,6 +115,54 @@ def test_an_unknown_name_gets_a_hint(tmp_path):
 def test_bad_arguments_are_named(tmp_path, name, options, words):
     with pytest.raises(ValueError, match=words):
         load(name, tmp_path, **options)
+
+
+def test_a_dataset_is_as_long_as_its_images_and_knows_its_channels():
+    assert len(GOOD) == 5
+    assert GOOD.channels == 3
+    part = GOOD.subset(np.array([4, 0]))
+    assert part.labels.tolist() == [1, 0]
+    assert len(part) == 2
+    assert part.class_names == GOOD.class_names
+
+
+def test_a_test_split_may_lack_classes_and_one_warning_names_them(tmp_path, caplog):
+    files = {f"train/{name}/1.png": encoded(3) for name in "abcdefgh"}
+    write_folder(tmp_path / "letters", files | {"val/c/1.png": encoded(7)})
+    write_archive(tmp_path / "packed.zip", files | {"val/c/1.png": encoded(7)})
+    for name in ("letters", "packed"):
+        test = load(name, tmp_path, "test")
+        assert test.class_names == load(name, tmp_path).class_names == tuple("abcdefgh")
+        assert test.labels.tolist() == [2]
+        load(name, tmp_path, "test")
+        assert caplog.messages == [
+            f"{name} (test): no image of 7 of 8 classes: 'a', 'b', 'd', 'e', 'f' and 2 more"
+        ]
+        caplog.clear()
+
+
+def test_one_class_is_a_warning(tmp_path, caplog):
+    write_folder(tmp_path / "alone", {f"{s}/a/1.png": encoded(3) for s in ("train", "val")})
+    load("alone", tmp_path)
+    load("alone", tmp_path, "test")
+    assert caplog.messages == ["alone (train): only one class: nothing to learn"]
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(datasets.folder, "is_image_folder", locked)
+    with pytest.raises(DataError, match=r"/pets cannot be read \(Permission denied\)"):
+        load("pets", tmp_path)
+
+
+def test_the_data_folder_is_the_fields_the_variables_or_data(monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "/there")
+    assert [datasets.data_dir(text) for text in ("/here", "")] == [Path("/here"), Path("/there")]
+    monkeypatch.delenv("DATA_DIR")
+    assert datasets.data_dir("") == Path("data")
+    assert datasets.data_dir("~/x") == Path.home() / "x"
 
 
 def test_importing_needs_neither_tensorflow_nor_its_datasets():

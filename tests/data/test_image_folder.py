@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -8,6 +9,8 @@ from making import encoded, pets, write_archive, write_folder
 from dnrt_jax.data import cache, datasets
 from dnrt_jax.data import decode as images
 from dnrt_jax.data import image_folder as folder
+from dnrt_jax.data.source import Subset
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 ARCHIVES = ["pets.tar", "pets.tar.xz", "pets.tar.gz", "pets.tgz", "pets.zip"]
 
@@ -80,16 +83,15 @@ def test_one_size_is_kept_whatever_the_model_sees(tmp_path):
 @pytest.mark.parametrize(
     ("files", "error", "words"),
     [
-        ({"val/cat/1.png": encoded()}, FileNotFoundError, "no images of the train split"),
-        ({"train/1.png": encoded()}, FileNotFoundError, "no images of the train split"),
-        (pets() | {"val/owl/1.png": encoded()}, ValueError, "'owl' is in val/ only"),
-        (pets() | {"train/owl/1.png": encoded()}, ValueError, "'owl' is in train/ only"),
-        (pets() | {"train/owl/.x": b"", "val/owl/1.png": b"x"}, ValueError, "'owl'"),
-        (pets() | {"train/cat/bad.png": b""}, ValueError, "train/cat/bad.png: empty file"),
-        (pets() | {"train/cat/bad.png": b"text"}, ValueError, "train/cat/bad.png: not an image"),
+        ({"val/cat/1.png": encoded()}, DataNotFoundError, "no images of the train split"),
+        ({"train/1.png": encoded()}, DataNotFoundError, "no images of the train split"),
+        (pets() | {"val/owl/1.png": encoded()}, DataError, "'owl' is in val/ only"),
+        (pets() | {"train/owl/.x": b"", "val/owl/1.png": b"x"}, DataError, "'owl'"),
+        (pets() | {"train/cat/bad.png": b""}, DataError, "train/cat/bad.png: empty file"),
+        (pets() | {"train/cat/bad.png": b"text"}, DataError, "train/cat/bad.png: not an image"),
         (
             pets() | {"train/dog/x.jpg": encoded(kind="JPEG")[:-30]},
-            ValueError,
+            DataError,
             "train/dog/x.jpg: broken",
         ),
     ],
@@ -105,11 +107,51 @@ def test_what_is_wrong_is_said_with_its_name(tmp_path, packed, files, error, wor
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_source_knows_its_labels_and_a_part_of_it_is_a_source(tmp_path, packed):
+    if packed:
+        write_archive(tmp_path / "pets.tar", pets())
+    else:
+        write_folder(tmp_path / "pets", pets())
+    whole = datasets.find("pets", tmp_path, "train")
+    assert whole.labels.dtype == np.int32
+    assert whole.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    part = Subset(whole, np.array([5, 1], np.int32))
+    assert (len(part), part.channels, part.class_names) == (2, 3, ("cat", "dog"))
+    assert part.labels.tolist() == [1, 0]
+    assert part[0] == whole[5]
+    assert repr(part) == f"Subset of 2 of {whole!r}"
+    decoded = datasets.decode(part, "part", image_size=6, on_error="stop")
+    assert decoded.images[:, 0, 0, 0].tolist() == [52, 1]
+
+
+def test_a_class_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path / "pets", pets())
+    scan = folder.os.scandir
+
+    def locked(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(folder.os, "scandir", locked)
+    with pytest.raises(DataError, match=r"train/dog cannot be read \(Permission denied\)"):
+        load(tmp_path)
+
+
+def test_a_file_that_cannot_be_opened_is_a_broken_image(tmp_path):
+    write_folder(tmp_path / "pets", pets())
+    (tmp_path / "pets" / "train" / "cat" / "3.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"cat/3\.png: No such file.*data\.on_error=skip"):
+        load(tmp_path)
+    assert len(load(tmp_path, on_error="skip")) == 6
+
+
 def test_an_empty_class_folder_is_named(tmp_path):
     write_folder(tmp_path / "pets", pets())
     for split in ("train", "val"):
         (tmp_path / "pets" / split / "owl").mkdir()
-    with pytest.raises(ValueError, match="class 'owl' has no image"):
+    with pytest.raises(DataError, match="class 'owl' has no image"):
         load(tmp_path)
 
 
@@ -119,7 +161,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
 @pytest.mark.parametrize("archive", ["pets.tar", "pets.zip"])
 def test_an_archive_that_points_outside_is_refused(tmp_path, archive, name):
     write_archive(tmp_path / archive, pets() | {name: encoded()})
-    with pytest.raises(ValueError, match="points outside"):
+    with pytest.raises(DataError, match="points outside"):
         load(tmp_path)
 
 
@@ -139,7 +181,7 @@ def test_links_in_an_archive_are_passed_over(tmp_path):
 def test_a_truncated_archive_is_named(tmp_path, archive):
     path = write_archive(tmp_path / archive, pets(20))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=f"{archive} cannot be read"):
+    with pytest.raises(DataError, match=f"{archive} cannot be read"):
         load(tmp_path)
 
 
@@ -147,7 +189,7 @@ def test_a_member_too_long_for_an_image_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_BYTES", 10)
     for archive in ("pets.tar", "others.zip"):
         write_archive(tmp_path / archive, pets())
-        with pytest.raises(ValueError, match="too long for an image"):
+        with pytest.raises(DataError, match="too long for an image"):
             load(tmp_path, name=archive.split(".")[0])
 
 
@@ -157,8 +199,19 @@ def test_skip_counts_and_warns_and_has_a_cap(tmp_path, caplog):
     assert len(load(tmp_path, on_error="skip").labels) == 200
     assert "skipped 2 broken images" in caplog.text
     write_folder(tmp_path / "pets", {"train/dog/c.png": b"text"})
-    with pytest.raises(ValueError, match="3 of 203 images are broken, more than 1%"):
+    with pytest.raises(DataError, match="3 of 203 images are broken, more than 1%"):
         load(tmp_path, on_error="skip")
+
+
+def test_one_broken_image_may_be_skipped_in_a_small_set_but_not_the_only_one(tmp_path):
+    write_folder(tmp_path / "pets", pets(5) | {"train/cat/a.png": b""})
+    assert len(load(tmp_path, on_error="skip")) == 10
+    write_folder(tmp_path / "pets", {"train/cat/b.png": b""})
+    with pytest.raises(DataError, match="2 of 12 images are broken"):
+        load(tmp_path, on_error="skip")
+    write_folder(tmp_path / "alone", {"train/cat/a.png": b""})
+    with pytest.raises(DataError, match="1 of 1 images are broken"):
+        load(tmp_path, name="alone", on_error="skip")
 
 
 def test_the_second_start_reads_the_cache_and_a_new_archive_does_not(tmp_path, monkeypatch):
@@ -170,6 +223,23 @@ def test_the_second_start_reads_the_cache_and_a_new_archive_does_not(tmp_path, m
     path.unlink()
     write_archive(path, pets(4))
     assert len(load(tmp_path).labels) == 8
+
+
+def test_a_replaced_archive_leaves_one_cache_a_split_and_size(tmp_path):
+    kept = lambda: sorted(path.name for path in (tmp_path / cache.FOLDER).iterdir())
+    path, other = tmp_path / "pets.zip", tmp_path / "pets.zip-train-1-2.zip"
+    for archive in (path, other):
+        write_archive(archive, pets())
+    for split, size in (("train", 6), ("train", 8), ("test", 6)):
+        load(tmp_path, split, image_size=size)
+    load(tmp_path, name="pets.zip-train-1-2")
+    before = kept()
+    assert len(before) == 4
+    os.utime(path, (1, 1))
+    load(tmp_path)
+    after = kept()
+    assert len(after) == 4
+    assert len(set(before) & set(after)) == 3
 
 
 def test_a_damaged_or_interrupted_cache_is_not_read(tmp_path):
@@ -208,5 +278,5 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_nothing_cached_where_images_were_skipped(tmp_path):
     write_archive(tmp_path / "pets.zip", pets(100) | {"train/cat/a.png": b""})
     load(tmp_path, on_error="skip")
-    with pytest.raises(ValueError, match=r"a\.png: empty file"):
+    with pytest.raises(DataError, match=r"a\.png: empty file"):
         load(tmp_path)

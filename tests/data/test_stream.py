@@ -12,6 +12,8 @@ from dnrt_jax.data import datasets
 from dnrt_jax.data import decode as images
 from dnrt_jax.data import stream as loader
 from dnrt_jax.data.order import epoch_order
+from dnrt_jax.data.source import Subset
+from dnrt_jax.runtime.errors import DataError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augment.npz")
 KEYS = ("image", "label", "mask")
@@ -189,7 +191,7 @@ def test_the_box_is_one_of_the_upright_picture(number, side):
 def test_a_broken_image_stops_the_stream_with_one_line(tmp_path):
     write_folder(tmp_path / "pets", pets() | {"train/cat/2.png": b"text"})
     pets_source = datasets.find("pets", tmp_path, "train")
-    with pytest.raises(ValueError, match=r"cat/2\.png: not an image.*data\.on_error=skip"):
+    with pytest.raises(DataError, match=r"cat/2\.png: not an image.*data\.on_error=skip"):
         list(stream(pets_source).epoch())
 
 
@@ -202,7 +204,7 @@ def test_skipped_images_are_masked_counted_and_capped(tmp_path, caplog):
     assert caplog.text.count("2.png: empty file") == 1
     write_folder(tmp_path / "pets", {"train/dog/8.png": b"?"})
     strict = stream(pets_source, on_error="skip", batch_size=10)
-    with pytest.raises(ValueError, match="3 of 200 images are broken"):
+    with pytest.raises(DataError, match="3 of 200 images are broken"):
         list(strict.epoch())
 
 
@@ -210,7 +212,7 @@ def test_a_file_that_vanished_is_a_broken_image(tmp_path):
     write_folder(tmp_path / "pets", pets())
     pets_source = datasets.find("pets", tmp_path, "train")
     (tmp_path / "pets/train/cat/0.png").unlink()
-    with pytest.raises(ValueError, match=r"No such file.*cat/0\.png"):
+    with pytest.raises(DataError, match=r"cat/0\.png: No such file"):
         next(stream(pets_source))
 
 
@@ -218,7 +220,7 @@ def test_a_label_out_of_range_is_named(tmp_path):
     write_folder(tmp_path / "pets", pets())
     pets_source = datasets.find("pets", tmp_path, "train")
     pets_source.labels[1] = 2
-    with pytest.raises(ValueError, match=r"cat/1\.png: label 2 outside 0\.\.1"):
+    with pytest.raises(DataError, match=r"cat/1\.png: label 2 outside 0\.\.1"):
         next(stream(pets_source))
 
 
@@ -230,14 +232,33 @@ def test_a_label_out_of_range_is_named(tmp_path):
     ],
 )
 def test_impossible_sizes_are_named(source, options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(DataError, match=words):
         stream(source, **options)
 
 
 def test_an_archive_is_not_streamed(tmp_path):
     write_archive(tmp_path / "pets.tar", pets())
-    with pytest.raises(ValueError, match=r"pets\.tar: .*extract it to a folder"):
+    with pytest.raises(DataError, match=r"pets\.tar: .*extract it to a folder"):
         stream(datasets.find("pets", tmp_path, "train"))
+
+
+def test_a_part_of_a_source_streams_and_a_part_of_an_archive_does_not(source, tmp_path):
+    part = Subset(source, np.array([20, 3, 11], np.int32))
+    assert identities(stream(part, batch_size=2).epoch()) == [20, 3, 11]
+    write_archive(tmp_path / "pets.tar", pets())
+    archive = datasets.find("pets", tmp_path, "train")
+    with pytest.raises(DataError, match="extract it to a folder"):
+        stream(Subset(archive, np.arange(2)))
+
+
+def test_a_streamed_test_split_that_lacks_a_class_is_one_warning(tmp_path, caplog):
+    files = {f"train/{name}/1.png": encoded(3) for name in ("cat", "dog")}
+    write_folder(tmp_path / "pets", files | {"val/dog/1.png": encoded(7)})
+    for _ in range(2):
+        test = stream(datasets.find("pets", tmp_path, "test"), batch_size=1)
+        assert next(test)["label"].tolist() == [1]
+    assert len(caplog.messages) == 1
+    assert "no image of 1 of 2 classes: 'cat'" in caplog.text
 
 
 def test_what_is_large(source, tmp_path, monkeypatch):

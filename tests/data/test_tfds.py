@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import struct
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from making import encoded
 
 from dnrt_jax.data import datasets
+from dnrt_jax.data import decode as images
 from dnrt_jax.data import stream as loader
 from dnrt_jax.data import tfds as prepared
+from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +97,41 @@ def test_the_newest_version_that_is_complete_is_found(tmp_path):
 
 def test_an_unprepared_set_names_the_command(tmp_path):
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"tensorflow.*download_and_prepare") as caught:
+    with pytest.raises(DataNotFoundError, match=r"tensorflow.*download_and_prepare") as caught:
         datasets.load("tfds:mnist", tmp_path, image_size=28)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_known_without_decoding(either_dir, monkeypatch):
+    expected = datasets.load("tfds:tiny", either_dir, "train", image_size=8).labels
+    monkeypatch.setattr(images, "decode", None)
+    labels = datasets.find("tfds:tiny", either_dir, "train").labels
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("kind", ["data_dir", "tfrecord_dir"])
+def test_a_damaged_file_of_records_is_named(request, kind, tmp_path):
+    data_dir = request.getfixturevalue(kind)
+    shutil.copytree(data_dir, tmp_path / "data")
+    folder = tmp_path / "data" / "tiny" / "1.0.10"
+    for path in folder.glob("*train*"):
+        path.write_bytes(b"no records at all")
+    with pytest.raises(DataError, match=r"1\.0\.10.* is (damaged|truncated)"):
+        datasets.load("tfds:tiny", tmp_path / "data", image_size=8)
+
+
+def test_a_damaged_record_is_a_broken_image(tfrecord_dir, tmp_path):
+    shutil.copytree(tfrecord_dir, tmp_path / "data")
+    (path,) = (tmp_path / "data" / "tiny" / "1.0.10").glob("*train*")
+    content = bytearray(path.read_bytes())
+    content[12:40] = bytes(28)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train\[0\] cannot be read .*data\.on_error=skip"):
+        datasets.load("tfds:tiny", tmp_path / "data", image_size=8)
+    left = datasets.load("tfds:tiny", tmp_path / "data", image_size=8, on_error="skip")
+    assert len(left) == 7
 
 
 def altered(data_dir, tmp_path, change) -> str:
@@ -130,7 +164,7 @@ def without_image(text: str) -> str:
 )
 def test_a_folder_that_cannot_be_used_is_named(data_dir, tmp_path, change, words):
     name = altered(data_dir, tmp_path, change)
-    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         datasets.load(name, tmp_path, "test", image_size=8)
     assert str(tmp_path) in str(caught.value)
 
@@ -140,7 +174,7 @@ def test_a_truncated_tfrecord_is_named(tfrecord_dir, tmp_path):
     for keep in (5, 300, path.stat().st_size - 1):
         cut = tmp_path / "cut.tfrecord"
         cut.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ValueError, match=r"cut\.tfrecord is truncated"):
+        with pytest.raises(DataError, match=r"cut\.tfrecord is truncated"):
             prepared.TFRecords([str(cut)])
 
 
