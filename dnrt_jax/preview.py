@@ -45,8 +45,8 @@ class Row(NamedTuple):
 def rows(config: Config) -> list[Row]:
     """Images of each class in random order, chosen and augmented by `config.seed`.
 
-    Of many classes a hundred, evenly spaced. Raises FileNotFoundError or ValueError as
-    `datasets.load` and the transforms do.
+    Of many classes a hundred, evenly spaced. Raises DataError as `datasets.load` does, and
+    ValueError as the transforms do.
     """
     data = config.data
     train, names, cropped = _batches(config, "train")
