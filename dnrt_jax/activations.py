@@ -1,6 +1,5 @@
 """Activations by name. The ones with parameters are Flax layers over the last axis (channels)."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dnrt_jax.raa import RAA, raa
+from dnrt_jax.raa import RAA, promote, raa
+from dnrt_jax.runtime.errors import ModelError, did_you_mean
 
 
 class GDN(nn.Module):
@@ -25,7 +25,7 @@ class GDN(nn.Module):
         d = x.shape[-1]
         beta = self.param("beta", nn.initializers.ones, (d,))
         gamma = self.param("gamma", lambda _, shape: 0.1 * jnp.eye(*shape), (d, d))
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, d)
+        y = promote(x).reshape(-1, d)
         beta, gamma = _at_least(beta, 1e-6), _at_least(gamma, 0.0)
         norm = jnp.square(y) @ gamma.T + beta  # pyright: ignore
         return (y * jax.lax.rsqrt(norm)).astype(x.dtype).reshape(x.shape)
@@ -67,6 +67,12 @@ def names() -> list[str]:
     return [*FUNCTIONS, *LAYERS]
 
 
+def check(name: str) -> None:
+    """Raises ModelError, with the nearest known name, unless `name` is an activation's."""
+    if name not in names():
+        raise ModelError(f"unknown activation {name!r}{did_you_mean(name, names())}")
+
+
 def create(name: str, layer_name: str = "act") -> Callable[[Array], Array]:
     """The activation `name`, to be called on [..., D].
 
@@ -74,12 +80,7 @@ def create(name: str, layer_name: str = "act") -> Callable[[Array], Array]:
     `layer_name`.
 
     Raises:
-      ValueError: for an unknown name.
+      ModelError: for an unknown name.
     """
-    if name in FUNCTIONS:
-        return FUNCTIONS[name]
-    if name not in LAYERS:
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown activation {name!r}; {hint}known: {', '.join(names())}")
-    return LAYERS[name](name=layer_name)
+    check(name)
+    return FUNCTIONS[name] if name in FUNCTIONS else LAYERS[name](name=layer_name)

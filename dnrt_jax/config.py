@@ -234,7 +234,7 @@ def model_fields(config: Config) -> list[str]:
     from dnrt_jax import models  # imports JAX: not before somebody asks
 
     name = config.get("model", {}).get("name", "")
-    known = sorted(models.registry() | models.graph_registry())
+    known = sorted(models.registry())
     if name not in known:
         hint = nearest(str(name), known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"config.model.name={name!r}: no such model{hint}")
@@ -245,7 +245,7 @@ def takes_graph(config: Config) -> bool:
     """Whether the model is one of graphs."""
     from dnrt_jax import models
 
-    return config.model.name in models.graph_registry()
+    return "image_size" not in models.fields(config.model.name)
 
 
 # What may change between two starts of a run, because it changes no weight.

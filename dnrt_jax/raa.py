@@ -28,14 +28,14 @@ def raa(x: Array, w: Array | None, b: Array | float) -> Array:
     Returns:
       [..., D], with the dtype of `x`.
     """
-    y = _promote(x)
+    y = promote(x)
     z = y + _shift(y, w, b)
     return (y * normal_cdf(z)).astype(x.dtype)
 
 
 def raa_relu(x: Array, w: Array | None, b: Array | float) -> Array:
     """ReLU form, max(0, x + f(x)). Arguments and result as for `raa`."""
-    y = _promote(x)
+    y = promote(x)
     return nn.relu(y + _shift(y, w, b)).astype(x.dtype)
 
 
@@ -44,7 +44,8 @@ def normal_cdf(z: Array) -> Array:
     return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
 
 
-def _promote(x: Array) -> Array:
+def promote(x: Array) -> Array:
+    """`x` in float32, or in float64 where it is that."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -86,5 +87,5 @@ class RAA(nn.Module):
         w = None if w_shape is None else self.param("w", zeros, w_shape)
         b = self.param("b", zeros, b_shape)
         if self.is_mutable_collection("intermediates"):  # where somebody looks
-            self.sow("intermediates", "shift", _shift(_promote(x), w, b))
+            self.sow("intermediates", "shift", _shift(promote(x), w, b))
         return activate(x, w, b)

@@ -148,7 +148,8 @@ def main() -> None:
         parser.error("give --data_dir=DIR, where CIFAR-10 lies")
     data = datasets.load(args.data_name, args.data_dir, "train", image_size=32)
     done = {(row["model"], row["case"]) for row in rows}
-    for model in args.models or models.registry():
+    of_images = [name for name in models.registry() if "image_size" in models.fields(name)]
+    for model in args.models or of_images:
         for case in args.cases:
             if (model, case) not in done:
                 row = measure(model, case, data)

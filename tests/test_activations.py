@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax import activations
+from dnrt_jax.runtime.errors import ModelError
 
 
 class Wrapped(nn.Module):
@@ -63,5 +64,5 @@ def test_a_gdn_parameter_below_its_bound_can_come_back():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="'gellu'; did you mean 'gelu'"):
+    with pytest.raises(ModelError, match="unknown activation 'gellu'; did you mean 'gelu'"):
         activations.create("gellu")

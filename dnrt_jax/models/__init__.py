@@ -5,40 +5,30 @@ label and no ARR: they `record` their aggregated responses into the collection "
 """
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, get_type_hints
 
 import flax.linen as nn
 
 from dnrt_jax import activations
+from dnrt_jax.runtime.errors import ModelError, did_you_mean
 
-Registry = dict[str, Callable[..., nn.Module]]
-
-
-def registry() -> Registry:
-    """Constructors of image classifiers by name, from the `MODELS` tables of these files."""
-    return _tables("MODELS")
-
-
-def graph_registry() -> Registry:
-    """Constructors of models of graphs, which take a `graph.Graph`, from `GRAPH_MODELS`."""
-    return _tables("GRAPH_MODELS")
+Constructor = Callable[..., nn.Module]  # a subclass of nn.Module, or a partial of one
 
 
 @cache
-def _tables(name: str) -> Registry:
+def registry() -> dict[str, Constructor]:
+    """Constructors by name, from the `MODELS` tables of the files in this folder.
+
+    A model that takes images has the field `image_size`; the others take a `graph.Graph`.
+    """
     files = [
         importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__)
     ]
-    return {key: made for file in files for key, made in getattr(file, name, {}).items()}
-
-
-def _known() -> Registry:
-    return registry() | graph_registry()
+    return {name: made for file in files for name, made in getattr(file, "MODELS", {}).items()}
 
 
 def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> nn.Module:
@@ -47,25 +37,68 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
     `model.apply(variables, images[B, H, W, C], train=False)` gives logits f32[B, num_classes]; a
     model of graphs takes a `graph.Graph`.
 
+    Args:
+      name: one of `registry()`, or `package.module:Class` for a model from elsewhere: a Flax
+        module, or a `functools.partial` of one, with the fields `num_classes` and `act`.
+
     Raises:
-      ValueError: for an unknown name, activation or keyword, with the nearest known one.
+      ModelError: for an unknown name, activation or keyword, with the nearest known one.
     """
-    _check("model", name, _known())
-    _check("activation", act, activations.names())
+    constructor, known = _find(name), fields(name)
+    activations.check(act)
     for keyword in kwargs:
-        _check(f"keyword of model {name}:", keyword, fields(name))
-    return _known()[name](num_classes=num_classes, act=act, **kwargs)
+        if keyword not in known:
+            hint = did_you_mean(keyword, known)
+            raise ModelError(f"unknown keyword of model {name}: {keyword!r}{hint}")
+    return constructor(num_classes=num_classes, act=act, **kwargs)
 
 
-def fields(name: str) -> list[str]:
-    """The keywords that the model `name` takes."""
-    constructor = _known()[name]
-    module: Any = getattr(constructor, "func", constructor)
-    return [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+def fields(name: str) -> dict[str, Any]:
+    """The keywords that the model `name` takes, in order, and the type of each.
+
+    Raises:
+      ModelError: for an unknown name.
+    """
+    module = _module(_find(name))
+    hints = get_type_hints(module)
+    names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    return {field: hints[field] for field in names}
 
 
-def _check(what: str, value: str, known) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {what} {value!r}; {hint}known: {', '.join(sorted(known))}")
+def _find(name: str) -> Constructor:
+    if ":" in name:
+        return _import(name)
+    if name not in registry():
+        raise ModelError(f"unknown model {name!r}{did_you_mean(name, registry())}")
+    return registry()[name]
+
+
+def _import(name: str) -> Constructor:
+    """The model `package.module:Class`."""
+    path, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
+        raise ModelError(f"model {name!r}: write it as package.module:Class")
+    try:
+        file = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        # What the user's module itself fails to import is a defect with a traceback.
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        raise ModelError(
+            f"model {name!r}: no module {error.name!r}; is it on PYTHONPATH?"
+        ) from None
+    constructor = getattr(file, attribute, None)
+    if constructor is None:
+        raise ModelError(
+            f"model {name!r}: unknown {attribute!r}{did_you_mean(attribute, dir(file))}"
+        )
+    module = _module(constructor)
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise ModelError(f"model {name!r}: {attribute} is no flax.linen.Module")
+    if not {"num_classes", "act"} <= {field.name for field in dataclasses.fields(module)}:
+        raise ModelError(f"model {name!r}: {attribute} needs the fields num_classes and act")
+    return constructor
+
+
+def _module(constructor: Constructor) -> Any:
+    return constructor.func if isinstance(constructor, partial) else constructor

@@ -15,7 +15,9 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import Conv, adaptive_avg_pool, flatten, global_pool
-from dnrt_jax.models.layers import Dense, check_size, record, uniform_fan_in
+from dnrt_jax.models.layers import Dense, check_size, uniform_fan_in
+from dnrt_jax.record import record
+from dnrt_jax.runtime.errors import ModelError
 
 
 class AlexNet(nn.Module):
@@ -24,7 +26,8 @@ class AlexNet(nn.Module):
     `widths` are those of the five convolutions; `cifar` gives the first a 3x3 kernel of stride 1.
 
     Raises:
-      ValueError: for an image of another size, or one that the pooling makes vanish.
+      ModelError: for an image of another size, one that the pooling makes vanish, or other than
+        five widths.
     """
 
     num_classes: int
@@ -40,6 +43,8 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
+        if len(self.widths) != 5:
+            raise ModelError(f"widths={self.widths}: give one width for each of 5 convolutions")
         kernel_size, stride, padding = (3, 1, 1) if self.cifar else (11, 4, 2)
         stem = nn.Conv(
             self.widths[0],

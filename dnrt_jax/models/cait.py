@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax.models.layers import (
@@ -20,12 +19,14 @@ from dnrt_jax.models.layers import (
     DropPath,
     Mlp,
     attend,
+    check_multiple,
     check_size,
     normal_02,
     prepend,
-    record,
 )
 from dnrt_jax.models.vit import PatchEmbed
+from dnrt_jax.raa import promote
+from dnrt_jax.record import record
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -47,7 +48,7 @@ class TalkingHeadsAttention(nn.Module):
         qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         q, k, v = qkv.reshape(b, n, 3, heads, d // heads).transpose(2, 0, 3, 1, 4)
         logits = mix(name="proj_l")((q * (d // heads) ** -0.5) @ k.swapaxes(-1, -2))
-        weights = nn.softmax(logits.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        weights = nn.softmax(promote(logits))
         weights = mix(name="proj_w")(weights.astype(v.dtype))
         weights = nn.Dropout(self.attn_drop_rate)(weights, deterministic=not train)
         x = (weights @ v).swapaxes(1, 2).reshape(b, n, d)
@@ -92,6 +93,7 @@ class Block(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
@@ -110,7 +112,8 @@ class Block(nn.Module):
             self.dtype,
             name="attn",
         )
-        mlp = Mlp(int(d * self.mlp_ratio), self.act, self.drop_rate, self.dtype, name="mlp")
+        hidden_dim = int(d * self.mlp_ratio)
+        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.fused, self.dtype, name="mlp")
 
         y = attn(norm(name="norm1")(x), train)
         x = x[:, : y.shape[1]] + drop_path(gamma(1) * y)
@@ -123,10 +126,11 @@ class CaiT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     The fields are timm's, and so is that `drop_path_rate` is the same in all talking-heads blocks
-    and that the class-attention blocks drop nothing.
+    and that the class-attention blocks drop nothing. `fused=False` is for forward-mode
+    differentiation (see `layers.Mlp`).
 
     Raises:
-      ValueError: for an image of another size, or heads that do not divide the width.
+      ModelError: for an image of another size, or sizes that do not divide each other.
     """
 
     num_classes: int
@@ -143,14 +147,15 @@ class CaiT(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
         d = self.embed_dim
-        if d % self.num_heads:
-            raise ValueError(f"embed_dim={d} is not a multiple of num_heads={self.num_heads}")
+        check_multiple(image_size=self.image_size, patch_size=self.patch_size)
+        check_multiple(embed_dim=d, num_heads=self.num_heads)
         block = partial(
             Block,
             num_heads=self.num_heads,
@@ -158,6 +163,7 @@ class CaiT(nn.Module):
             mlp_ratio=self.mlp_ratio,
             qkv_bias=self.qkv_bias,
             init_values=self.init_values,
+            fused=self.fused,
             dtype=self.dtype,
         )
         dropping = partial(

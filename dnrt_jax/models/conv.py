@@ -1,6 +1,5 @@
 """What the CNNs share: convolutions padded as torch's, batch norm, pooling."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -10,21 +9,11 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from dnrt_jax.models.layers import uniform_fan_in
+from dnrt_jax.raa import promote
+from dnrt_jax.runtime.errors import ModelError
 
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pad_1: Any = ((1, 1), (1, 1))  # Any: nn.max_pool takes it, and says it takes a str
-
-
-def per_stage(**fields: tuple) -> Iterable[tuple[int, tuple]]:
-    """Stage by stage its number, from 0, and its values of `fields`.
-
-    Raises:
-      ValueError: unless all fields have one value a stage.
-    """
-    if len({len(values) for values in fields.values()}) > 1:
-        given = ", ".join(f"{field}={values}" for field, values in fields.items())
-        raise ValueError(f"{given}: give each one value a stage")
-    return enumerate(zip(*fields.values(), strict=True))
 
 
 class Conv(nn.Module):
@@ -77,7 +66,7 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     h, w = x.shape[1:3]
     k, dtype = kernel.shape[0], x.dtype
     pad = (k // 2, k // 2)
-    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).astype(jnp.promote_types(dtype, jnp.float32))
+    x = promote(jnp.pad(x, ((0, 0), pad, pad, (0, 0))))
     shifted = lambda i, j: x[:, i : i + h : stride, j : j + w : stride]
     y = sum(shifted(i, j) * kernel[i, j] for i in range(k) for j in range(k))
     return jnp.asarray(y, dtype)
@@ -91,17 +80,17 @@ class BatchNorm(nn.BatchNorm):
 
 def global_pool(x: Array) -> Array:
     """The mean over the pixels, [B, H, W, C] -> [B, C], in float32 or better."""
-    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return promote(x).mean((1, 2))
 
 
 def adaptive_avg_pool(x: Array, size: int) -> Array:
     """torch's AdaptiveAvgPool2d: [B, H, W, C] -> [B, size, size, C], by windows that may overlap.
 
     Raises:
-      ValueError: for an empty feature map.
+      ModelError: for an empty feature map.
     """
     if 0 in x.shape:
-        raise ValueError("image_size is too small: nothing is left after the last pooling")
+        raise ModelError("image_size is too small, nothing is left to pool: choose a larger one")
 
     def means(n):  # [size, n]; window i covers the pixels floor(i n / size) .. ceil((i+1) n / size)
         i, pixel = jnp.arange(size)[:, None], jnp.arange(n)

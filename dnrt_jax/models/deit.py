@@ -14,7 +14,15 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
-from dnrt_jax.models.layers import Dense, check_size, normal_02, prepend
+from dnrt_jax.models.layers import (
+    Attention,
+    Dense,
+    check_multiple,
+    check_size,
+    drop_path_rates,
+    normal_02,
+    prepend,
+)
 from dnrt_jax.models.vit import Block, PatchEmbed
 
 
@@ -22,9 +30,10 @@ class DeiT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     The fields are timm's; `drop_path_rate` grows linearly to its value in the last block.
+    `fused=False` is for forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ValueError: for an image of another size.
+      ModelError: for an image of another size, or sizes that do not divide each other.
     """
 
     num_classes: int
@@ -40,19 +49,29 @@ class DeiT(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
+        check_multiple(image_size=self.image_size, patch_size=self.patch_size)
+        check_multiple(embed_dim=self.embed_dim, num_heads=self.num_heads)
+        attention = partial(
+            Attention,
+            self.num_heads,
+            self.qkv_bias,
+            attn_drop_rate=self.attn_drop_rate,
+            proj_drop_rate=self.drop_rate,
+            dtype=self.dtype,
+        )
         block = partial(
             Block,
-            num_heads=self.num_heads,
-            act=self.act,
+            attention,
+            self.act,
             mlp_ratio=self.mlp_ratio,
-            qkv_bias=self.qkv_bias,
             drop_rate=self.drop_rate,
-            attn_drop_rate=self.attn_drop_rate,
+            fused=self.fused,
             dtype=self.dtype,
         )
 
@@ -62,8 +81,7 @@ class DeiT(nn.Module):
             x = prepend(self.param(token, normal_02, (1, 1, d)), x)
         x = x + self.param("pos_embed", normal_02, (1, *x.shape[1:])).astype(x.dtype)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        for i in range(self.depth):
-            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             x = block(drop_path_rate=rate, name=f"blocks_{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         # Float32 parameters in the heads: float32 logits.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dnrt_jax.raa import normal_cdf
+from dnrt_jax.raa import normal_cdf, promote
 
 
 @jax.custom_vjp
@@ -31,22 +31,22 @@ def dense_raa(u: Array, kernel: Array, bias: Array, w: Array, b: Array) -> Array
 def _forward(u, kernel, bias, w, b):
     x = u @ kernel + bias
     shift = _dot(u, _dot(kernel, w)) + (_dot(bias, w) + b)
-    y = _promote(x)
+    y = promote(x)
     y = y * normal_cdf(y + shift[:, None])
     return y.astype(u.dtype), (u, kernel, bias, w, b, x, shift)
 
 
 def _backward(saved, g):
     u, kernel, bias, w, b, x, shift = saved
-    g = _promote(g)
+    g = promote(g)
     dshift = (g * _gate(*_again(x, shift))[1]).sum(-1)
     cdf, slope = _gate(*_again(x, shift))
     dx = (g * (cdf + slope)).astype(x.dtype)  # less the way through the shift
     total, pulled = dshift.sum(), _dot(dshift, u)
     du = dx @ kernel.T + (dshift[:, None] * _dot(kernel, w)).astype(u.dtype)
     dkernel = u.T @ dx + (pulled[:, None] * w).astype(kernel.dtype)
-    dbias = (_promote(dx).sum(0) + total * w).astype(bias.dtype)
-    dw = _dot(pulled, kernel) + total * _promote(bias)
+    dbias = (promote(dx).sum(0) + total * w).astype(bias.dtype)
+    dw = _dot(pulled, kernel) + total * promote(bias)
     return du, dkernel, dbias, dw.astype(w.dtype), total.astype(b.dtype)
 
 
@@ -58,7 +58,7 @@ def _again(*arrays):
 
 def _gate(x, shift):
     """Phi(z) and x * density(z), at z = x + shift."""
-    x = _promote(x)
+    x = promote(x)
     z = x + shift[:, None]
     return normal_cdf(z), x * jnp.exp(-0.5 * z * z) * (2 * jnp.pi) ** -0.5
 
@@ -66,9 +66,5 @@ def _gate(x, shift):
 dense_raa.defvjp(_forward, _backward)
 
 
-def _promote(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _dot(x, y):
-    return jnp.matmul(_promote(x), _promote(y), precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(promote(x), promote(y), precision=jax.lax.Precision.HIGHEST)

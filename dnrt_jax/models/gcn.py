@@ -32,4 +32,4 @@ class GCN(GraphNetwork):
     layer = GraphConv
 
 
-GRAPH_MODELS = {"gcn": GCN}
+MODELS = {"gcn": GCN}

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.layers import record
+from dnrt_jax.raa import promote
+from dnrt_jax.record import record
 
 
 class Graph(NamedTuple):
@@ -67,4 +68,4 @@ class GraphNetwork(nn.Module):
             record(self, x[graph.nodes], f"response_{i}")
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
         logits = self.layer(self.num_classes, dtype=None, name="head")(graph, x)[graph.nodes]
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return promote(logits)

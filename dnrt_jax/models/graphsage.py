@@ -36,4 +36,4 @@ class GraphSAGE(GraphNetwork):
     layer = SageConv
 
 
-GRAPH_MODELS = {"graphsage": GraphSAGE}
+MODELS = {"graphsage": GraphSAGE}

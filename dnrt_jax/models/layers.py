@@ -1,6 +1,7 @@
 """What several architectures share. Child names follow timm's, so that weights map by rule."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -10,26 +11,51 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models import dense_raa as fused
+from dnrt_jax.models.dense_raa import dense_raa
+from dnrt_jax.raa import promote
+from dnrt_jax.runtime.errors import ModelError
 
 normal_02 = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2: 100 deviations
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
 
 
-def record(module: nn.Module, response: Array, name: str = "response") -> None:
-    """Hands out an aggregated response [B, D] where ARR applies; free unless somebody collects.
-
-    `model.apply(..., mutable=["responses"])` returns them as a tree of [B, D] arrays.
-    """
-    module.sow("responses", name, response, reduce_fn=lambda _, x: x, init_fn=lambda: response)
-
-
 def check_size(images: Array, image_size: int) -> None:
-    """Raises ValueError unless `images` are [B, image_size, image_size, C]."""
+    """Raises ModelError unless `images` are [B, image_size, image_size, C]."""
     if images.shape[1:3] != (image_size, image_size):
-        raise ValueError(
+        raise ModelError(
             f"images of {images.shape[1:3]} pixels; the model has image_size={image_size}"
         )
+
+
+def check_multiple(**fields: int) -> None:
+    """Raises ModelError unless the first of two fields is a multiple of the second.
+
+    `check_multiple(embed_dim=192, num_heads=3)`.
+    """
+    (field, value), (divisor, by) = fields.items()
+    if by < 1 or value % by:
+        raise ModelError(
+            f"{field}={value} is not a multiple of {divisor}={by}: choose a {divisor} that "
+            f"divides {field}"
+        )
+
+
+def per_stage(**fields: Any) -> Iterable[tuple[int, tuple]]:
+    """Stage by stage its number, from 0, and its values of `fields`.
+
+    Raises:
+      ModelError: unless all fields are tuples with one value a stage.
+    """
+    lengths = {len(v) if isinstance(v, tuple | list) else None for v in fields.values()}
+    if len(lengths) > 1 or None in lengths:
+        given = ", ".join(f"{field}={values}" for field, values in fields.items())
+        raise ModelError(f"{given}: give each one value a stage")
+    return enumerate(zip(*fields.values(), strict=True))
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Stochastic depth that grows linearly over `depth` blocks, from 0 to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def prepend(token: Array, x: Array) -> Array:
@@ -65,7 +91,10 @@ class PatchConv(nn.Module):
         b, h, w, c = x.shape
         p = self.patch_size
         if h % p or w % p:
-            raise ValueError(f"image of {h}x{w} pixels: not a multiple of patch_size={p}")
+            raise ModelError(
+                f"a map of {h}x{w} pixels is not a multiple of patch_size={p}: choose another "
+                "image_size or patch_size"
+            )
         kernel = self.param("kernel", uniform_fan_in, (p, p, c, self.features))
         bias = None
         if self.use_bias:
@@ -101,22 +130,28 @@ class LayerScale(nn.Module):
         return x * gamma.astype(x.dtype)
 
 
-def _dense_raa(dense: nn.Dense, act: Any, x: Array) -> Array:
+def _fused(dense: nn.Dense, act: Any, x: Array) -> Array:
     """act(dense(x)), by the parameters of both."""
     weights, shift = dense.variables["params"], act.variables["params"]
     rows, kernel, bias = promote_dtype(
         x.reshape(-1, x.shape[-1]), weights["kernel"], weights["bias"], dtype=dense.dtype
     )
-    y = fused.dense_raa(rows, kernel, bias, shift["w"], shift["b"])
+    y = dense_raa(rows, kernel, bias, shift["w"], shift["b"])
     return y.reshape(*x.shape[:-1], dense.features)
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))) on [..., D]: RAA's site in a transformer."""
+    """fc2(act(fc1(x))) on [..., D]: RAA's site in a transformer.
+
+    With `fused`, RAA and the dense layer before it are computed in one (`dense_raa.py`): cheaper,
+    but for reverse-mode differentiation alone. `fused=False` runs the layers one by one, which
+    `jax.jvp`, and so `jax.hessian`, `jax.linearize` and `jax.jacfwd`, can go through.
+    """
 
     hidden_dim: int
     act: str
     drop_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
@@ -125,8 +160,9 @@ class Mlp(nn.Module):
         fc1 = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")
         act = activations.create(self.act)
         # Where parameters are made, or somebody collects what layers return, each layer runs.
-        apart = self.is_initializing() or self.is_mutable_collection("intermediates")
-        x = act(fc1(x)) if apart or self.act != "raa" else _dense_raa(fc1, act, x)
+        watched = self.is_initializing() or self.is_mutable_collection("intermediates")
+        fused = self.fused and self.act == "raa" and not watched
+        x = _fused(fc1, act, x) if fused else act(fc1(x))
         self.sow("intermediates", "activated", x)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
         x = Dense(d, dtype=self.dtype, name="fc2")(x)
@@ -136,7 +172,7 @@ class Mlp(nn.Module):
 def attend(q: Array, k: Array, v: Array, dropout: nn.Dropout, train: bool) -> Array:
     """softmax(q k^T / sqrt(D)) v for [B, H, N, D]; the softmax in float32."""
     logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
-    weights = nn.softmax(logits.astype(jnp.promote_types(q.dtype, jnp.float32)))
+    weights = nn.softmax(promote(logits))
     return dropout(weights.astype(v.dtype), deterministic=not train) @ v
 
 
@@ -152,8 +188,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         b, n, d = x.shape
-        if d % self.num_heads:
-            raise ValueError(f"embed_dim={d} is not a multiple of num_heads={self.num_heads}")
+        check_multiple(embed_dim=d, num_heads=self.num_heads)
         qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)

@@ -11,14 +11,15 @@ import flax.linen as nn
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.layers import Dense, check_size, record
+from dnrt_jax.models.layers import Dense, check_size
+from dnrt_jax.record import record
 
 
 class MLP(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     Raises:
-      ValueError: for an image of another size.
+      ModelError: for an image of another size.
     """
 
     num_classes: int

@@ -15,8 +15,9 @@ import flax.linen as nn
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, per_stage
-from dnrt_jax.models.layers import Dense, check_size, record, uniform_fan_in
+from dnrt_jax.models.conv import BatchNorm, Conv, global_pool
+from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.record import record
 
 
 class Names(NamedTuple):
@@ -91,7 +92,7 @@ class MobileNetV1(nn.Module):
     Every stage but the first halves the map; `use_bias` is that of the pointwise convolutions.
 
     Raises:
-      ValueError: for an image of another size, or not one value a stage.
+      ModelError: for an image of another size, or not one value a stage.
     """
 
     num_classes: int

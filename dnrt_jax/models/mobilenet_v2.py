@@ -15,8 +15,9 @@ import flax.linen as nn
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, per_stage
-from dnrt_jax.models.layers import Dense, check_size, record
+from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out
+from dnrt_jax.models.layers import Dense, check_size, per_stage
+from dnrt_jax.record import record
 
 normal_001 = nn.initializers.normal(0.01)
 
@@ -55,7 +56,7 @@ class MobileNetV2(nn.Module):
     `expansions`, `widths`, `stage_sizes`, `strides`: t, c, n and s of the paper's table 2.
 
     Raises:
-      ValueError: for an image of another size, or not one value a stage.
+      ModelError: for an image of another size, or not one value a stage.
     """
 
     num_classes: int

@@ -16,20 +16,21 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from jax import Array
 
 from dnrt_jax.models.layers import (
     Dense,
-    DropPath,
-    Mlp,
     PatchConv,
     attend,
+    check_multiple,
     check_size,
+    drop_path_rates,
     normal_02,
+    per_stage,
     prepend,
-    record,
 )
+from dnrt_jax.models.vit import Block
+from dnrt_jax.runtime.errors import ModelError
 
 # The norms after a patch convolution keep torch's default epsilon, 1e-5; all others have 1e-6.
 PATCH_NORM_EPSILON = 1e-5
@@ -48,12 +49,12 @@ class SpatialReductionAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         b, n, d = x.shape
-        if d % self.num_heads:
-            raise ValueError(f"width {d} is not a multiple of num_heads={self.num_heads}")
+        check_multiple(embed_dim=d, num_heads=self.num_heads)
         q = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="q")(x)
         q = q.reshape(b, n, self.num_heads, -1).swapaxes(1, 2)
         if self.sr_ratio > 1:
             side = math.isqrt(n)
+            check_multiple(map_side=side, sr_ratio=self.sr_ratio)
             x = x.reshape(b, side, side, d)
             x = PatchConv(d, self.sr_ratio, dtype=self.dtype, name="sr")(x)
             x = nn.LayerNorm(PATCH_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
@@ -62,41 +63,6 @@ class SpatialReductionAttention(nn.Module):
         x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
         x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
         return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
-
-
-class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)), on [B, N, D]."""
-
-    num_heads: int
-    act: str
-    sr_ratio: int
-    class_token: bool
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        attn = SpatialReductionAttention(
-            self.num_heads,
-            self.sr_ratio,
-            self.qkv_bias,
-            self.attn_drop_rate,
-            self.drop_rate,
-            self.dtype,
-            name="attn",
-        )
-        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.dtype, name="mlp")
-        for i, branch in enumerate((attn, mlp), 1):
-            y = branch(norm(name=f"norm{i}")(x), train)
-            x = x + DropPath(self.drop_path_rate)(y, train)
-        record(self, x[:, 0] if self.class_token else x.mean(1))
-        return x
 
 
 class PatchEmbed(nn.Module):
@@ -117,9 +83,10 @@ class PVT(nn.Module):
 
     The fields are the authors', tuples with one value a stage; `patch_size` is the first stage's,
     the others halve the map. `drop_path_rate` grows linearly to its value in the last block.
+    `fused=False` is for forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ValueError: for an image of another size, a map that a stage cannot divide, tuples of
+      ModelError: for an image of another size, a map that a stage cannot divide, tuples of
         different lengths, or a last `sr_ratio` other than 1: the class token is on no map.
     """
 
@@ -136,34 +103,39 @@ class PVT(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
-        fields = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
-        stages = [getattr(self, field) for field in fields]
-        for field, values in zip(fields, stages, strict=True):
-            if np.shape(values) != (np.size(self.depths),):
-                raise ValueError(f"{field}={values}: needs one value a stage, as depths has")
+        stages = per_stage(
+            embed_dims=self.embed_dims,
+            depths=self.depths,
+            num_heads=self.num_heads,
+            mlp_ratios=self.mlp_ratios,
+            sr_ratios=self.sr_ratios,
+        )
         if self.sr_ratios[-1] != 1:
-            raise ValueError(f"sr_ratios={self.sr_ratios}: the last, with a class token, must be 1")
-        block = partial(
-            Block,
-            act=self.act,
+            raise ModelError(f"sr_ratios={self.sr_ratios}: the last, with a class token, must be 1")
+        attention = partial(
+            SpatialReductionAttention,
             qkv_bias=self.qkv_bias,
-            drop_rate=self.drop_rate,
             attn_drop_rate=self.attn_drop_rate,
+            proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
         )
-        rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+        block = partial(
+            Block, act=self.act, drop_rate=self.drop_rate, fused=self.fused, dtype=self.dtype
+        )
+        rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
 
         x = images
-        for stage, (d, depth, num_heads, mlp_ratio, sr_ratio) in enumerate(
-            zip(*stages, strict=True), 1
-        ):
+        for index, (d, depth, num_heads, mlp_ratio, sr_ratio) in stages:
+            check_multiple(embed_dims=d, num_heads=num_heads)
+            stage = index + 1  # as the authors count
             last = stage == len(self.depths)
-            patch_size = self.patch_size if stage == 1 else 2
+            patch_size = 2 if index else self.patch_size
             x = PatchEmbed(d, patch_size, self.dtype, name=f"patch_embed{stage}")(x)
             map_shape = x.shape
             x = x.reshape(x.shape[0], -1, d)
@@ -173,8 +145,7 @@ class PVT(nn.Module):
             x = nn.Dropout(self.drop_rate)(x + pos_embed.astype(x.dtype), deterministic=not train)
             for i in range(depth):
                 x = block(
-                    num_heads=num_heads,
-                    sr_ratio=sr_ratio,
+                    partial(attention, num_heads, sr_ratio),
                     class_token=last,
                     mlp_ratio=mlp_ratio,
                     drop_path_rate=next(rates),

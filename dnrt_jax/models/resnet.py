@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, pad_1, per_stage
-from dnrt_jax.models.layers import Dense, check_size, record, uniform_fan_in
+from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, pad_1
+from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.record import record
 
 
 class Names(NamedTuple):
@@ -86,7 +87,7 @@ class ResNet(nn.Module):
     subsamples and pads with zeros where others have a 1x1 convolution (the authors' option A).
 
     Raises:
-      ValueError: for an image of another size, or not one value a stage.
+      ModelError: for an image of another size, or not one value a stage.
     """
 
     num_classes: int

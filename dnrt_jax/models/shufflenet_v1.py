@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax import activations
-from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1, per_stage
-from dnrt_jax.models.layers import Dense, check_size, record, uniform_fan_in
+from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
+from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.record import record
 
 
 class ConvNorm(nn.Module):
@@ -90,7 +91,7 @@ class ShuffleNetV1(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     Raises:
-      ValueError: for an image of another size, or not one value a stage.
+      ModelError: for an image of another size, or not one value a stage.
     """
 
     num_classes: int

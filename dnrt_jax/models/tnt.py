@@ -23,12 +23,14 @@ from dnrt_jax.models.layers import (
     DropPath,
     Mlp,
     attend,
+    check_multiple,
     check_size,
+    drop_path_rates,
     normal_02,
     prepend,
-    record,
     uniform_fan_in,
 )
+from dnrt_jax.record import record
 
 
 class Attention(nn.Module):
@@ -44,8 +46,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         b, n, d = x.shape
         heads = self.num_heads
-        if d % heads:
-            raise ValueError(f"width {d} is not a multiple of its {heads} attention heads")
+        check_multiple(width=d, num_heads=heads)
         qk = Dense(2 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qk")(x)
         q, k = qk.reshape(b, n, 2, heads, d // heads).transpose(2, 0, 3, 1, 4)
         v = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="v")(x)
@@ -69,6 +70,7 @@ class Block(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
@@ -83,7 +85,9 @@ class Block(nn.Module):
             proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
         )
-        mlp = partial(Mlp, act=self.act, drop_rate=self.drop_rate, dtype=self.dtype)
+        mlp = partial(
+            Mlp, act=self.act, drop_rate=self.drop_rate, fused=self.fused, dtype=self.dtype
+        )
         attn_in, mlp_in = attention(self.num_heads_inner, name="attn_in"), mlp(4 * c, name="mlp_in")
         attn_out = attention(self.num_heads, name="attn_out")
         mlp_out = mlp(int(d * self.mlp_ratio), name="mlp")
@@ -133,10 +137,11 @@ class TNT(nn.Module):
 
     `inner_dim` and `num_heads_inner` are the pixels', `embed_dim` and `num_heads` the patches';
     a patch has (patch_size / first_stride)^2 pixel tokens. `drop_path_rate` grows linearly to its
-    value in the last block and holds for the inner residuals too.
+    value in the last block and holds for the inner residuals too; `fused=False` is for
+    forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ValueError: for an image of another size, or sizes that do not divide each other.
+      ModelError: for an image of another size, or sizes that do not divide each other.
     """
 
     num_classes: int
@@ -154,17 +159,16 @@ class TNT(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
-        for field, divisor in (("image_size", "patch_size"), ("patch_size", "first_stride")):
-            if getattr(self, field) % getattr(self, divisor):
-                raise ValueError(
-                    f"{field}={getattr(self, field)} is not a multiple of "
-                    f"{divisor}={getattr(self, divisor)}"
-                )
+        check_multiple(image_size=self.image_size, patch_size=self.patch_size)
+        check_multiple(patch_size=self.patch_size, first_stride=self.first_stride)
+        check_multiple(embed_dim=self.embed_dim, num_heads=self.num_heads)
+        check_multiple(inner_dim=self.inner_dim, num_heads_inner=self.num_heads_inner)
         norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         block = partial(
             Block,
@@ -175,6 +179,7 @@ class TNT(nn.Module):
             qkv_bias=self.qkv_bias,
             drop_rate=self.drop_rate,
             attn_drop_rate=self.attn_drop_rate,
+            fused=self.fused,
             dtype=self.dtype,
         )
 
@@ -191,8 +196,7 @@ class TNT(nn.Module):
         x = prepend(self.param("cls_token", normal_02, (1, 1, self.embed_dim)), x)
         x = x + self.param("patch_pos", normal_02, (1, *x.shape[1:])).astype(x.dtype)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        for i in range(self.depth):
-            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             pixels, x = block(drop_path_rate=rate, name=f"blocks_{i}")(pixels, x, train)
         x = norm(name="norm")(x[:, 0])
         return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits

@@ -23,7 +23,8 @@ from dnrt_jax.models.conv import (
     global_pool,
     kaiming_fan_out,
 )
-from dnrt_jax.models.layers import Dense, check_size, record
+from dnrt_jax.models.layers import Dense, check_size
+from dnrt_jax.record import record
 
 normal_001 = nn.initializers.normal(0.01)
 
@@ -34,7 +35,7 @@ class VGG(nn.Module):
     `widths` has a row for each stage, which max pooling ends.
 
     Raises:
-      ValueError: for an image of another size, or one that the pooling makes vanish.
+      ModelError: for an image of another size, or one that the pooling makes vanish.
     """
 
     num_classes: int

@@ -4,11 +4,11 @@ RAA sites: between fc1 and fc2 of every block. ARR sites: the class token after 
 residuals added, before the final norm; without a class token, the mean over the tokens.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax.models.layers import (
@@ -18,38 +18,38 @@ from dnrt_jax.models.layers import (
     LayerScale,
     Mlp,
     PatchConv,
+    check_multiple,
+    check_size,
+    drop_path_rates,
     normal_02,
-    record,
+    prepend,
 )
+from dnrt_jax.record import record
+from dnrt_jax.runtime.errors import ModelError
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)), on [B, N, D]."""
+    """x + attn(norm(x)), then x + mlp(norm(x)), on [B, N, D].
 
-    num_heads: int
+    `attention(name=...)` makes the module `attn`, a function of ([B, N, D], train).
+    """
+
+    attention: Callable[..., nn.Module]
     act: str
     class_token: bool = True
     mlp_ratio: float = 4.0
-    qkv_bias: bool = True
     init_values: float | None = None
     drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        attn = Attention(
-            self.num_heads,
-            self.qkv_bias,
-            self.attn_drop_rate,
-            self.drop_rate,
-            self.dtype,
-            name="attn",
-        )
+        attn = self.attention(name="attn")
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.dtype, name="mlp")
+        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.fused, self.dtype, name="mlp")
         for i, branch in enumerate((attn, mlp), 1):
             y = branch(norm(name=f"norm{i}")(x), train)
             if self.init_values:
@@ -80,10 +80,12 @@ class ViT(nn.Module):
     The fields are timm's. `fc_norm` puts the last norm after the pooling instead of before it
     (None: if `global_pool` is "avg"); `pre_norm` adds one before the blocks and drops the patch
     bias; `no_embed_class` gives the class token no position; `init_values` turns layer scale on;
-    `drop_path_rate` grows linearly to its value in the last block.
+    `drop_path_rate` grows linearly to its value in the last block; `fused=False` is for
+    forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ValueError: for an image of another size, or `global_pool="token"` without a class token.
+      ModelError: for an image of another size, sizes that do not divide each other, or
+        `global_pool="token"` without a class token.
     """
 
     num_classes: int
@@ -104,28 +106,36 @@ class ViT(nn.Module):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    fused: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        size = images.shape[1:3]
-        if size != (self.image_size, self.image_size):
-            raise ValueError(f"images of {size} pixels; the model has image_size={self.image_size}")
+        check_size(images, self.image_size)
+        check_multiple(image_size=self.image_size, patch_size=self.patch_size)
+        check_multiple(embed_dim=self.embed_dim, num_heads=self.num_heads)
         if self.global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool={self.global_pool!r}: choose 'token' or 'avg'")
+            raise ModelError(f"global_pool={self.global_pool!r}: choose 'token' or 'avg'")
         if self.global_pool == "token" and not self.class_token:
-            raise ValueError("global_pool='token' needs class_token=True; or choose 'avg'")
+            raise ModelError("global_pool='token' needs class_token=True; or choose 'avg'")
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        attention = partial(
+            Attention,
+            self.num_heads,
+            self.qkv_bias,
+            attn_drop_rate=self.attn_drop_rate,
+            proj_drop_rate=self.drop_rate,
+            dtype=self.dtype,
+        )
         block = partial(
             Block,
-            num_heads=self.num_heads,
-            act=self.act,
+            attention,
+            self.act,
             class_token=self.class_token,
             mlp_ratio=self.mlp_ratio,
-            qkv_bias=self.qkv_bias,
             init_values=self.init_values,
             drop_rate=self.drop_rate,
-            attn_drop_rate=self.attn_drop_rate,
+            fused=self.fused,
             dtype=self.dtype,
         )
         fc_norm = self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
@@ -136,8 +146,7 @@ class ViT(nn.Module):
         x = self._embed_positions(x)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
         x = norm(name="norm_pre")(x) if self.pre_norm else x
-        for i in range(self.depth):
-            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             x = block(drop_path_rate=rate, name=f"blocks_{i}")(x, train)
         x = x if fc_norm else norm(name="norm")(x)
         x = x[:, 0] if self.global_pool == "token" else x[:, int(self.class_token) :].mean(1)
@@ -151,9 +160,7 @@ class ViT(nn.Module):
         if self.no_embed_class:
             x = x + pos_embed
         if self.class_token:
-            cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, d))
-            cls_token = jnp.broadcast_to(cls_token.astype(x.dtype), (x.shape[0], 1, d))
-            x = jnp.concatenate([cls_token, x], axis=1)
+            x = prepend(self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, d)), x)
         return x if self.no_embed_class else x + pos_embed
 
 

@@ -16,6 +16,7 @@ from golden_files import FOLDER, assert_close, load
 
 from dnrt_jax import convert, models
 from dnrt_jax.models import conv
+from dnrt_jax.runtime.errors import ModelError
 
 ZOO = {
     **json.loads((FOLDER / "zoo.json").read_text()),
@@ -143,6 +144,7 @@ def test_only_the_blocks_of_resnet_change_their_activation():
     [
         ("vgg11", {"image_size": 16}, "image_size is too small"),
         ("alexnet", {"image_size": 32}, "image_size is too small"),
+        ("alexnet", {"widths": (8, 8)}, "one width for each of 5"),
         ("resnet18", {"stage_sizes": (3, 4)}, "give each one value a stage"),
         ("cifar_mobilenet", {"widths": (8, 16)}, "give each one value a stage"),
         ("mobilenet_v2", {"strides": (1, 2)}, "give each one value a stage"),
@@ -152,5 +154,5 @@ def test_only_the_blocks_of_resnet_change_their_activation():
 )
 def test_sizes_that_do_not_fit_are_named(name, kwargs, message):
     model = models.create(name, num_classes=3, **kwargs)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         convert.shapes(model)

@@ -1,3 +1,5 @@
+"""A dense layer and RAA in one equals the two layers; the two layers can be had."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,11 @@ def test_values_and_gradients_are_those_of_the_layers(dtype, relative):
             assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
 
 
+VIT = {"image_size": 8, "embed_dim": 12, "depth": 1}
+
+
 def test_a_vit_whose_layers_are_collected_is_the_same_vit():
-    model = models.create("vit_tiny_patch4_32", num_classes=3, depth=1, embed_dim=12, image_size=8)
+    model = models.create("vit_tiny_patch4_32", num_classes=3, **VIT)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     params = model.init(jax.random.key(1), x)["params"]
     params = jax.tree.map(
@@ -45,3 +50,44 @@ def test_a_vit_whose_layers_are_collected_is_the_same_vit():
 
     fused, apart = (jax.value_and_grad(loss)(params, collected) for collected in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fused, apart)
+
+
+ZOO = {
+    "vit_tiny_patch4_32": VIT,
+    "deit_tiny_patch4_32": VIT,
+    "cait_xxs24_patch4_32": {**VIT, "depth_token_only": 1, "num_heads": 2},
+    "pvt_tiny_32": {
+        "image_size": 4,
+        "embed_dims": (4, 6),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "mlp_ratios": (2, 2),
+        "sr_ratios": (2, 1),
+    },
+    "tnt_s_patch4_32": {**VIT, "inner_dim": 4},
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_forward_mode_goes_through_a_transformer_that_is_not_fused(name):
+    with jax.enable_x64(True):
+        fused = models.create(name, num_classes=3, **ZOO[name])
+        apart = fused.clone(fused=False)
+        size = fused.image_size
+        x = jax.random.normal(jax.random.key(0), (2, size, size, 3), "float64")
+        leaves, tree = jax.tree.flatten(jax.eval_shape(fused.init, jax.random.key(1), x)["params"])
+        keys = iter(jax.random.split(jax.random.key(2), 2 * len(leaves)))
+        drawn = lambda: tree.unflatten(
+            [jax.random.normal(next(keys), p.shape, "float64") / 4 for p in leaves]
+        )
+        params, direction = drawn(), drawn()
+        loss = lambda model: lambda params: (model.apply({"params": params}, x) ** 2).sum()
+
+        value, slope = jax.jvp(loss(apart), (params,), (direction,))
+        for model in (apart, fused):
+            same, grads = jax.value_and_grad(loss(model))(params)
+            np.testing.assert_allclose(same, value, rtol=1e-12)
+            products = jax.tree.map(lambda g, d: (g * d).sum(), grads, direction)
+            np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-9)
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(loss(fused), (params,), (direction,))

@@ -11,6 +11,7 @@ from golden_files import FOLDER, assert_close, load
 
 from dnrt_jax import convert, models
 from dnrt_jax.models import cait, layers, pvt, tnt
+from dnrt_jax.runtime.errors import ModelError
 
 ZOO = json.loads((FOLDER / "zoo.json").read_text())
 PUBLIC = [
@@ -132,6 +133,15 @@ def test_other_image_sizes(name, sizes):
         assert logits.shape == (2, 3)
 
 
+@pytest.mark.parametrize("depth", [1, 4, 8, 12, 27])
+def test_the_ramp_of_drop_path_keeps_as_many_branches_as_the_authors_linspace(depth):
+    # They differ in the last bit of float64; what is kept is drawn, and scaled, in float32.
+    for rate in np.arange(1000) / 1000:
+        ours, theirs = layers.drop_path_rates(rate, depth), np.linspace(0, rate, depth)
+        np.testing.assert_array_equal(np.float32(1 - np.array(ours)), np.float32(1 - theirs))
+    assert layers.drop_path_rates(0.1, 3) == [0, 0.05, 0.1]
+
+
 def test_plain_deit_is_vit():
     sizes = {**TINY["deit_tiny_patch4_32"], "num_classes": 3}
     deit = models.create("deit_tiny_patch4_32", distilled=False, **sizes)
@@ -209,15 +219,21 @@ def test_mlp_reads_its_features_in_the_order_of_torch():
         ("deit_tiny_patch4_32", {"num_heads": 5}, "multiple of num_heads=5"),
         ("cait_xxs24_patch4_32", {"num_heads": 5}, "multiple of num_heads=5"),
         ("pvt_tiny_32", {"num_heads": (3, 2, 5, 8)}, "multiple of num_heads=3"),
-        ("pvt_tiny_32", {"depths": (2, 2)}, "embed_dims.* needs one value a stage"),
-        ("pvt_tiny_32", {"num_heads": 2}, "num_heads=2: needs one value a stage"),
+        ("pvt_tiny_32", {"depths": (2, 2)}, r"depths=\(2, 2\).* one value a stage"),
+        ("pvt_tiny_32", {"num_heads": 2}, "num_heads=2, .* one value a stage"),
         ("pvt_tiny_32", {"sr_ratios": (8, 4, 2, 2)}, "the last"),
+        ("pvt_tiny_32", {"sr_ratios": (5, 4, 2, 1)}, "map_side=32 is not a multiple of sr_ratio=5"),
+        ("pvt_tiny_32", {"image_size": 30}, "map_side=30 is not a multiple of sr_ratio=8"),
         ("tnt_s_patch4_32", {"image_size": 30}, "image_size=30 is not a multiple of patch_size=4"),
         ("tnt_s_patch4_32", {"first_stride": 3}, "patch_size=4 is not a multiple of first_stride"),
-        ("tnt_s_patch4_32", {"num_heads_inner": 5}, "multiple of its 5 attention heads"),
+        (
+            "tnt_s_patch4_32",
+            {"num_heads_inner": 5},
+            "inner_dim=24 is not a multiple of num_heads_inner=5",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(name, kwargs, message):
     model = models.create(name, num_classes=3, **kwargs)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         convert.shapes(model)
