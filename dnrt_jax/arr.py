@@ -11,7 +11,14 @@ Everything here is a pure function on pytrees of responses and needs nothing but
     loss = task_loss + weight * arr.loss(responses, targets)                # every step
 
 Under `jax.jit` the batch is one logical array, however many devices hold it, and these functions
-mean the same on all. Inside `jax.shard_map` or `jax.pmap`, name the mapped axis with `axis_name`.
+mean the same on all: the way to go. Inside `jax.shard_map` or `jax.pmap` name the mapped axis with
+`axis_name`, and take the mean of the task loss over it too (docs/own_model.md has the lines):
+
+    regularizer = arr.loss(responses, targets, axis_name="data")
+    loss = jax.lax.pmean(task_loss, "data") + weight * regularizer
+
+Then the gradients of replicated parameters are those of one device: under `jax.shard_map` as they
+are; under `pmap`, and `shard_map` with `check_vma=False`, after `jax.lax.pmean(grads, "data")`.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -8,6 +8,7 @@ The ReLU form of the authors' code, max(0, x + f(x)), starts as ReLU; there the 
 output too.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -59,6 +60,21 @@ def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
     return rows.reshape(*x.shape[:-1], -1) + b
 
 
+def variant(base: str, shift: str, d: int) -> tuple[Callable[..., Array], tuple | None, tuple]:
+    """The function that `base` names, and the shapes of w and b that `shift` names.
+
+    Raises:
+      ValueError: for an unknown `base` or `shift`.
+    """
+    activate = {"gelu": raa, "relu": raa_relu}.get(base)
+    if activate is None:
+        raise ValueError(f"RAA.base={base!r}: choose 'gelu' or 'relu'")
+    shapes = {"vector": ((d,), ()), "scalar": (None, ()), "element": ((d, d), (d,))}
+    if shift not in shapes:
+        raise ValueError(f"RAA.shift={shift!r}: choose one of {', '.join(shapes)}")
+    return activate, *shapes[shift]
+
+
 class RAA(nn.Module):
     """RAA as a Flax layer over the last axis; parameters `w` and `b`, zero at the start.
 
@@ -75,14 +91,7 @@ class RAA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        activate = {"gelu": raa, "relu": raa_relu}.get(self.base)
-        if activate is None:
-            raise ValueError(f"RAA.base={self.base!r}: choose 'gelu' or 'relu'")
-        d = x.shape[-1]
-        shapes = {"vector": ((d,), ()), "scalar": (None, ()), "element": ((d, d), (d,))}
-        if self.shift not in shapes:
-            raise ValueError(f"RAA.shift={self.shift!r}: choose one of {', '.join(shapes)}")
-        w_shape, b_shape = shapes[self.shift]
+        activate, w_shape, b_shape = variant(self.base, self.shift, x.shape[-1])
         zeros = nn.initializers.zeros
         w = None if w_shape is None else self.param("w", zeros, w_shape)
         b = self.param("b", zeros, b_shape)

@@ -27,10 +27,17 @@ def known(path: Path, package: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for name in imports(path))
 
 
-@pytest.mark.parametrize("name", ["raa", "arr"])
+@pytest.mark.parametrize("name", ["raa", "arr", "record"])
 def test_the_two_ideas_know_only_jax_and_flax(name):
     roots = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
-    assert roots <= {"jax", "flax", "typing"}
+    assert roots <= {"jax", "flax", "typing", "collections"}
+
+
+def test_the_public_face_knows_nothing_but_the_two_ideas():
+    ideas = {"jax", "flax", "typing", "dnrt_jax.raa", "dnrt_jax.arr", "dnrt_jax.record"}
+    for name in ("__init__", "nnx"):
+        for module in imports(PACKAGE / f"{name}.py") - {"dnrt_jax", "dnrt_jax.__version__"}:
+            assert any(module == idea or module.startswith(f"{idea}.") for idea in ideas), module
 
 
 def test_models_know_no_config_no_data_and_no_arr():

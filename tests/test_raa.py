@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from golden_files import assert_close, below, load
 
 import dnrt_jax
@@ -97,21 +96,6 @@ def test_the_layer_starts_at_zero(x, shift, shapes, base):
 def test_an_unknown_form_is_refused(x, field):
     with pytest.raises(ValueError, match=f"RAA.{field}='geluu'"):
         RAA(**{field: "geluu"}).init(jax.random.key(0), x)
-
-
-def test_the_function_serves_nnx(x):
-    class Layer(nnx.Module):
-        def __init__(self, size):
-            self.w, self.b = nnx.Param(jnp.zeros(size)), nnx.Param(jnp.zeros(()))
-
-        def __call__(self, x):
-            return raa(x, self.w[...], self.b[...])
-
-    layer = Layer(6)
-    np.testing.assert_allclose(layer(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
-    grads = nnx.grad(lambda model: model(x).sum())(layer)
-    assert jnp.isfinite(grads["w"][...]).all()
-    assert (grads["w"][...] != 0).all()
 
 
 def test_the_package_exports_the_function_not_the_file():

@@ -1,0 +1,87 @@
+"""RAA and `record` for Flax NNX; ARR needs nothing of its own.
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(16, 64, rngs=rngs)
+        self.act = RAA(64)
+        self.head = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.act(self.hidden(x))
+        record(self, x)
+        return self.head(x)
+
+net = Net(nnx.Rngs(0))
+optimizer = nnx.Optimizer(net, optax.adamw(1e-2), wrt=nnx.Param)
+net(x)
+centroids = arr.init(responses(net), num_classes=10)
+
+@nnx.jit
+def train_step(net, optimizer, centroids, x, labels):
+    def loss_fn(net):
+        logits = net(x)
+        recorded = responses(net)
+        targets, after = arr.update(centroids, recorded, labels, momentum=0.1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss + 20.0 * arr.loss(recorded, targets), after
+
+    (loss, after), grads = nnx.value_and_grad(loss_fn, has_aux=True)(net)
+    optimizer.update(net, grads)
+    return loss, after
+
+for _ in range(50):
+    loss, centroids = train_step(net, optimizer, centroids, x, labels)
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dnrt_jax.raa import variant
+
+
+class RAA(nnx.Module):
+    """RAA over the last axis, of width `features`; parameters `w` and `b`, zero at the start.
+
+    Args:
+      base, shift: as for `dnrt_jax.RAA`. With shift="scalar" `w` is None.
+      rngs: taken as other layers take it; nothing is drawn.
+
+    Raises:
+      ValueError: for an unknown `base` or `shift`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        base: Literal["gelu", "relu"] = "gelu",
+        shift: Literal["vector", "scalar", "element"] = "vector",
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.activate, w_shape, b_shape = variant(base, shift, features)
+        self.w = None if w_shape is None else nnx.Param(jnp.zeros(w_shape))
+        self.b = nnx.Param(jnp.zeros(b_shape))
+
+    def __call__(self, x: Array) -> Array:
+        return self.activate(x, None if self.w is None else self.w[...], self.b[...])
+
+
+class Response(nnx.Variable):
+    """An aggregated response [B, D], kept in its module until `responses` takes it out."""
+
+
+def record(module: nnx.Module, response: Array, name: str = "response") -> None:
+    """Hands out an aggregated response [B, D] where ARR applies, as `module`'s attribute `name`.
+
+    Two responses of one module need two names.
+    """
+    # Not `sow`: without `nnx.capture`, which older versions of Flax lack, it warns.
+    setattr(module, name, Response(response))
+
+
+def responses(model: nnx.Module) -> dict[Any, Any]:
+    """Takes the responses of the last forward pass out of `model`, as a tree of [B, D] arrays."""
+    return nnx.to_pure_dict(nnx.pop(model, Response))
