@@ -94,17 +94,24 @@ def update(
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     # A padded row may hold anything, and 0 * NaN is NaN.
     clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
-    responses = jax.tree.map(clean, responses)
-    return rules[rule](centroids, responses, labels, momentum, target, mask, axis_name)
+    xs, treedef = jax.tree.flatten(jax.tree.map(clean, responses))
+    means = treedef.flatten_up_to(centroids.mean)
+    args = (means, centroids.count, xs, labels, momentum, target, mask, axis_name)
+    targets, means, count = rules[rule](*args)
+    return treedef.unflatten(targets), Centroids(treedef.unflatten(means), count)
 
 
-def _sequential(centroids, responses, labels, momentum, target, mask, axis_name):
-    size, start = labels.shape[0], 0
+# What crosses devices takes all layers side by side: no more collectives for more layers. The means
+# stay apart, because joining them would copy all K rows of every layer at every step.
+
+
+def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
+    joined, start, size = _join(xs), 0, labels.shape[0]
     if axis_name is not None:
         gather = lambda x: jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
         start = jax.lax.axis_index(axis_name) * size
-        labels, mask, responses = jax.tree.map(gather, (labels, mask, responses))
-    mean, count = centroids
+        labels, mask, joined = gather(labels), gather(mask), gather(joined)
+        xs = _part(joined, xs)
     n, num_classes = labels.shape[0], count.shape[0]
     labels = jnp.where(labels < 0, num_classes, labels)  # a negative index would wrap around
 
@@ -114,55 +121,67 @@ def _sequential(centroids, responses, labels, momentum, target, mask, axis_name)
     rank = before.sum(1)  # how many of its class precede a sample in the batch
     seen = count.at[labels].get(mode="fill", fill_value=1) > 0  # a bad label reads a NaN mean
     first = (rank == 0) & ~seen
-    dtype = jnp.result_type(*jax.tree.leaves(responses))
+    dtype = jnp.result_type(*xs)
     keep = jnp.asarray(1 - momentum, dtype)
     enter = jnp.where(first, 1, jnp.asarray(momentum, dtype))
 
     # target_i = old_i mu_(y_i) + sum_j weights_ij x_j, with the sample itself still left out
     weights = jnp.where(before, enter * keep ** jnp.maximum(rank[:, None] - 1 - rank, 0), 0)
     old = jnp.where(seen, keep**rank, 0)
+    mixed = jnp.matmul(weights.astype(joined.dtype), joined, precision=HIGHEST)
 
-    def layer(mu, x):
-        at = lambda values: values.at[labels].get(mode="fill", fill_value=jnp.nan)
-        mixed = jnp.matmul(weights.astype(x.dtype), x, precision=HIGHEST)
-        previous = jnp.where(first[:, None], x, old[:, None].astype(x.dtype) * at(mu) + mixed)
+    def layer(mu, x, mixed):
+        own = mu.at[labels].get(mode="fill", fill_value=jnp.nan)
+        previous = jnp.where(first[:, None], x, old[:, None].astype(x.dtype) * own + mixed)
         # Written as a step from `previous`, so that m = 0 and x = previous stay exact.
-        updated = previous + enter[:, None].astype(x.dtype) * (x - previous)
-        last = mask & (rank == same.sum(1) - 1)
-        mu = mu.at[jnp.where(last, labels, num_classes)].set(updated, mode="drop")
-        targets = updated if target == "updated" else previous
-        return jax.lax.dynamic_slice_in_dim(targets, start, size), mu
+        return previous, previous + enter[:, None].astype(x.dtype) * (x - previous)
 
-    count = count.at[labels].add(mask.astype(count.dtype), mode="drop")
-    return _layers(layer, mean, responses, count)
+    previous, updated = zip(*map(layer, means, xs, _part(mixed, xs)), strict=True)
+    # A class keeps the mean as of its last sample: only those rows are moved, K at most.
+    last = mask & (labels < num_classes) & (rank == same.sum(1) - 1)
+    rows = jnp.argsort(~last)[: min(n, num_classes)]
+    classes = jnp.where(last, labels, num_classes)[rows]
+    moved = zip(means, _part(_join(updated)[rows], xs), strict=True)
+    means = [mu.at[classes].set(new, mode="drop") for mu, new in moved]
+    targets = updated if target == "updated" else previous
+    targets = [jax.lax.dynamic_slice_in_dim(x, start, size) for x in targets]
+    return targets, means, count.at[labels].add(mask.astype(count.dtype), mode="drop")
 
 
-def _centroid(centroids, responses, labels, momentum, target, mask, axis_name):
-    mean, count = centroids
+def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
     num_classes = count.shape[0]
     labels = jnp.where(labels < 0, num_classes, labels)
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
     per_class = lambda x: reduce(jax.ops.segment_sum(x, labels, num_classes))
     n = per_class(mask.astype(count.dtype))
-    dtype = jnp.result_type(*jax.tree.leaves(responses))
+    dtype = jnp.result_type(*xs)
     enter = jnp.where(count > 0, 1 - jnp.asarray(1 - momentum, dtype) ** n, n > 0)
     own = (count == 0) & ((n <= 1) | (target == "previous"))
 
-    def layer(mu, x):
+    def layer(mu, x, total):
         at = lambda values, fill: values.at[labels].get(mode="fill", fill_value=fill)
-        average = per_class(x) / jnp.maximum(n, 1).astype(x.dtype)[:, None]
+        average = total / jnp.maximum(n, 1).astype(x.dtype)[:, None]
         updated = mu + enter.astype(x.dtype)[:, None] * (average - mu)
         targets = at(updated if target == "updated" else mu, jnp.nan)
         return jnp.where(at(own, False)[:, None], x, targets), updated
 
-    return _layers(layer, mean, responses, count + n)
+    sums = _part(per_class(_join(xs)), xs)
+    targets, means = zip(*map(layer, means, xs, sums), strict=True)
+    return targets, means, count + n
 
 
-def _layers(layer, mean, responses, count):
-    leaves, treedef = jax.tree.flatten(responses)
-    pairs = [layer(mu, x) for mu, x in zip(treedef.flatten_up_to(mean), leaves, strict=True)]
-    targets, means = zip(*pairs, strict=True)
-    return treedef.unflatten(targets), Centroids(treedef.unflatten(means), count)
+def _join(xs):
+    """All layers side by side: [., D_1 + ... + D_J]."""
+    return jnp.concatenate(xs, axis=1)
+
+
+def _part(joined, xs):
+    """The layers of `joined` again, as wide as `xs` and of their types."""
+    parts, stop = [], 0
+    for x in xs:
+        start, stop = stop, stop + x.shape[1]
+        parts.append(joined[:, start:stop].astype(x.dtype))
+    return parts
 
 
 def lookup(centroids: Centroids, responses: Tree, labels: Array) -> Tree:

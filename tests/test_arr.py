@@ -7,6 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnrt_jax import arr
+from dnrt_jax.benchmark.scaling import collectives
 
 B, K, M = 16, 5, 0.1
 RULES, TARGETS = ("sequential", "centroid"), ("updated", "previous")
@@ -119,14 +120,16 @@ def test_a_sample_of_a_never_seen_class_costs_nothing_and_pulls_nothing(rule, ta
     assert (grad == 0).all()
 
 
-def test_no_gradient_flows_into_targets(batches):
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_gradient_flows_into_targets(batches, target):
     responses, labels = batches[0]
 
     def targets_sum(responses, rule):
         targets, centroids = arr.update(
-            arr.init(responses, K), responses, labels, momentum=M, rule=rule
+            arr.init(responses, K), responses, labels, momentum=M, rule=rule, target=target
         )
-        return sum(x.sum() for x in jax.tree.leaves((targets, centroids.mean)))
+        looked_up = arr.lookup(centroids, responses, labels)
+        return sum(x.sum() for x in jax.tree.leaves((targets, centroids.mean, looked_up)))
 
     for rule in RULES:
         grads = jax.grad(targets_sum)(responses, rule)
@@ -156,9 +159,12 @@ def test_a_fully_masked_batch_changes_nothing(batches, rule):
     responses, labels = batches[0]
     _, start = arr.update(arr.init(responses, K), responses, labels, momentum=M)
     none = np.zeros(B, bool)
-    targets, after = arr.update(start, responses, labels, momentum=M, rule=rule, mask=none)
-    jax.tree.map(np.testing.assert_array_equal, after, start)
-    assert arr.loss(responses, targets, mask=none) == 0
+    for target in TARGETS:
+        targets, after = arr.update(
+            start, responses, labels, momentum=M, rule=rule, target=target, mask=none
+        )
+        jax.tree.map(np.testing.assert_array_equal, after, start)
+        assert arr.loss(responses, targets, mask=none) == 0
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -181,7 +187,18 @@ def test_a_label_out_of_range_is_loud(batches, label):
                 centroids, responses, labels, momentum=M, rule=rule, target=target
             )
             assert jnp.isnan(arr.loss(responses, targets))
-    assert jnp.isnan(arr.loss(responses, arr.lookup(centroids, responses, labels)))
+    targets = arr.lookup(centroids, responses, labels)
+    bad = jnp.stack([jnp.isnan(x).all(1) for x in jax.tree.leaves(targets)])
+    np.testing.assert_array_equal(bad, np.stack([np.arange(B) == 3] * 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("label", [-1, 1])
+def test_a_label_out_of_range_moves_no_mean_and_keeps_none_from_moving(rule, label):
+    x, labels = jnp.array([[2.0], [4.0], [6.0]]), jnp.array([label, 0, label])
+    _, after = arr.update(arr.init(x, 1), x, labels, momentum=M, rule=rule)
+    assert after.mean == 4.0
+    assert after.count == 1
 
 
 def test_averages_by_layer_and_by_width():
@@ -272,3 +289,39 @@ class TestEightDevicesEqualOne:
         one = self.run(batches, rule, target, wrap=jax.jit)
         eight = self.run(batches, rule, target, "data", wrap)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", ["updated", "previous"])
+    @pytest.mark.parametrize("axis_name", [None, "data"])
+    def test_more_layers_need_no_more_collectives(self, rule, target, axis_name):
+        mesh = self.mesh()
+        whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+
+        def step(centroids, responses, labels):
+            def loss_fn(responses):
+                targets, after = arr.update(
+                    centroids,
+                    responses,
+                    labels,
+                    momentum=M,
+                    rule=rule,
+                    target=target,
+                    axis_name=axis_name,
+                )
+                return arr.loss(responses, targets, axis_name=axis_name), after
+
+            return jax.value_and_grad(loss_fn, has_aux=True)(responses)
+
+        if axis_name:
+            specs = {"in_specs": (P(), P("data"), P("data")), "out_specs": (P(), P("data"))}
+            step = jax.shard_map(step, mesh=mesh, **specs)
+
+        def count(layers):
+            responses = tuple(jnp.zeros((B, 4 + i)) for i in range(layers))
+            centroids = arr.init(responses, 20)
+            run = jax.jit(step, in_shardings=(whole, split, split), out_shardings=(whole, split))
+            program = run.lower(centroids, responses, jnp.zeros(B, jnp.int32)).compile()
+            return {kind: n for kind, (n, _) in collectives(program.as_text()).items()}
+
+        assert count(5) == count(2)
+        assert sum(count(2).values()) <= 8
