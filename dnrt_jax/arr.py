@@ -21,13 +21,14 @@ Then the gradients of replicated parameters are those of one device: under `jax.
 are; under `pmap`, and `shard_map` with `check_vma=False`, after `jax.lax.pmean(grads, "data")`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 Tree = Any  # a pytree of arrays
+Target = Literal["updated", "previous", "zero", "global", "permuted"]
 HIGHEST = jax.lax.Precision.HIGHEST  # a target is compared with its response digit by digit
 
 
@@ -55,7 +56,7 @@ def update(
     *,
     momentum: float,
     rule: Literal["sequential", "centroid"] = "sequential",
-    target: Literal["updated", "previous"] = "updated",
+    target: Target = "updated",
     mask: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[Tree, Centroids]:
@@ -68,8 +69,19 @@ def update(
 
     A sample's target is its class mean with the sample (or, for "centroid", its batch) counted in
     ("updated", the authors' code) or left out ("previous", eq. 4). The loss against "updated" is
-    (1-m) times that against "previous", per sample. No gradient flows into targets or means.
-    A sample whose class was never seen before it is its own target.
+    (1-m) times that against "previous", per sample. A sample whose class was never seen before it
+    is its own target. Three more targets are controls for experiments, each with its question:
+
+      "zero": does any pull help, or the pull to the class? Eq. 4 with mu = 0, a plain L1 of the
+        responses. It needs no memory, so samples of classes never seen count too.
+      "global": does it matter which class's mean? The mean of all samples' class means, that is
+        of the class means weighted by their counts. Before any class was seen, the sample itself.
+      "permuted": must it be the sample's own class? Class k looks at class (k+1) mod K; where that
+        was never seen, the sample is its own target.
+
+    These look at the means before the batch under both rules (`lookup` says the same), so they
+    depend neither on the batch nor on its order; the means move as for any other target.
+    No gradient flows into targets or means.
 
     Args:
       responses: tree of [B, D_j].
@@ -82,23 +94,27 @@ def update(
       targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
 
     Raises:
-      ValueError: for an unknown rule or target, or a concrete momentum outside 0..1.
+      ValueError: for an unknown rule or target, "permuted" with one class only, or a concrete
+        momentum outside 0..1.
     """
     rules = {"sequential": _sequential, "centroid": _centroid}
     if rule not in rules:
         raise ValueError(f"arr rule={rule!r}: choose 'sequential' or 'centroid'")
-    if target not in ("updated", "previous"):
-        raise ValueError(f"arr target={target!r}: choose 'updated' or 'previous'")
+    _check_target(target, centroids.count.shape[0])
     if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
         raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     # A padded row may hold anything, and 0 * NaN is NaN.
     clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
-    xs, treedef = jax.tree.flatten(jax.tree.map(clean, responses))
+    responses = jax.tree.map(clean, responses)
+    xs, treedef = jax.tree.flatten(responses)
     means = treedef.flatten_up_to(centroids.mean)
     args = (means, centroids.count, xs, labels, momentum, target, mask, axis_name)
     targets, means, count = rules[rule](*args)
-    return treedef.unflatten(targets), Centroids(treedef.unflatten(means), count)
+    moved = Centroids(treedef.unflatten(means), count)
+    if target in ("updated", "previous"):
+        return treedef.unflatten(targets), moved
+    return lookup(centroids, responses, labels, target=target), moved
 
 
 # What crosses devices takes all layers side by side: no more collectives for more layers. The means
@@ -184,18 +200,35 @@ def _part(joined, xs):
     return parts
 
 
-def lookup(centroids: Centroids, responses: Tree, labels: Array) -> Tree:
+def lookup(
+    centroids: Centroids, responses: Tree, labels: Array, *, target: Target = "updated"
+) -> Tree:
     """The targets of a batch under the means as they are: for evaluation.
 
-    Args and result as for `update`; a sample of a class that was never seen is its own target.
+    Args, result and errors as for `update`. "updated" and "previous" are both the sample's class
+    mean here, and a sample of a class that was never seen is its own target.
     """
     mean, count = centroids
-    labels = jnp.where(labels < 0, count.shape[0], labels)
-    seen = count.at[labels].get(mode="fill", fill_value=1) > 0
+    _check_target(target, num_classes := count.shape[0])
+    known = (labels >= 0) & (labels < num_classes)
+    labels = jnp.where(known, labels, num_classes)
+    if target == "permuted":
+        labels = jnp.where(known, (labels + 1) % num_classes, num_classes)
+    seen = count.at[labels].get(mode="fill", fill_value=1) > 0  # a bad label reads a NaN target
+    if target in ("zero", "global"):
+        seen = ~known | (target == "zero") | (count > 0).any()
 
     def layer(x, mu):
         x = jax.lax.stop_gradient(x).astype(_dtype(x))
-        return jnp.where(seen[:, None], mu.at[labels].get(mode="fill", fill_value=jnp.nan), x)
+        if target == "zero":
+            rows = jnp.where(known[:, None], jnp.zeros_like(x), jnp.nan)
+        elif target == "global":
+            sizes = count.astype(mu.dtype)
+            pooled = jnp.matmul(sizes, mu, precision=HIGHEST) / jnp.maximum(sizes.sum(), 1)
+            rows = jnp.where(known[:, None], pooled, jnp.nan)
+        else:
+            rows = mu.at[labels].get(mode="fill", fill_value=jnp.nan)
+        return jnp.where(seen[:, None], rows, x)
 
     return jax.tree.map(layer, responses, mean)
 
@@ -247,3 +280,10 @@ def loss(
 def _dtype(x):
     """Responses, centroids and losses are float32, or float64 where the responses are."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _check_target(target, num_classes):
+    if target not in get_args(Target):
+        raise ValueError(f"arr target={target!r}: choose one of {', '.join(get_args(Target))}")
+    if target == "permuted" and num_classes < 2:
+        raise ValueError("arr target='permuted': one class has no other class to look at")

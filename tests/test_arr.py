@@ -11,6 +11,7 @@ from dnrt_jax.benchmark.scaling import collectives
 
 B, K, M = 16, 5, 0.1
 RULES, TARGETS = ("sequential", "centroid"), ("updated", "previous")
+CONTROLS = ("zero", "global", "permuted")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_sample_of_a_never_seen_class_costs_nothing_and_pulls_nothing(rule, ta
     assert (grad == 0).all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS + CONTROLS)
 def test_no_gradient_flows_into_targets(batches, target):
     responses, labels = batches[0]
 
@@ -128,7 +129,7 @@ def test_no_gradient_flows_into_targets(batches, target):
         targets, centroids = arr.update(
             arr.init(responses, K), responses, labels, momentum=M, rule=rule, target=target
         )
-        looked_up = arr.lookup(centroids, responses, labels)
+        looked_up = arr.lookup(centroids, responses, labels, target=target)
         return sum(x.sum() for x in jax.tree.leaves((targets, centroids.mean, looked_up)))
 
     for rule in RULES:
@@ -137,7 +138,7 @@ def test_no_gradient_flows_into_targets(batches, target):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS + CONTROLS)
 def test_masked_rows_are_as_if_absent(batches, rule, target):
     (warm, warm_labels), (responses, labels) = batches[:2]
     keep = np.arange(B) % 3 > 0
@@ -159,7 +160,7 @@ def test_a_fully_masked_batch_changes_nothing(batches, rule):
     responses, labels = batches[0]
     _, start = arr.update(arr.init(responses, K), responses, labels, momentum=M)
     none = np.zeros(B, bool)
-    for target in TARGETS:
+    for target in TARGETS + CONTROLS:
         targets, after = arr.update(
             start, responses, labels, momentum=M, rule=rule, target=target, mask=none
         )
@@ -182,14 +183,15 @@ def test_a_label_out_of_range_is_loud(batches, label):
     labels = np.where(np.arange(B) == 3, label, labels).astype(np.int32)
     centroids = arr.init(responses, K)
     for rule in RULES:
-        for target in TARGETS:
+        for target in TARGETS + CONTROLS:
             targets, _ = arr.update(
                 centroids, responses, labels, momentum=M, rule=rule, target=target
             )
             assert jnp.isnan(arr.loss(responses, targets))
-    targets = arr.lookup(centroids, responses, labels)
-    bad = jnp.stack([jnp.isnan(x).all(1) for x in jax.tree.leaves(targets)])
-    np.testing.assert_array_equal(bad, np.stack([np.arange(B) == 3] * 2))
+    for target in TARGETS + CONTROLS:
+        targets = arr.lookup(centroids, responses, labels, target=target)
+        bad = jnp.stack([jnp.isnan(x).all(1) for x in jax.tree.leaves(targets)])
+        np.testing.assert_array_equal(bad, np.stack([np.arange(B) == 3] * 2))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -199,6 +201,112 @@ def test_a_label_out_of_range_moves_no_mean_and_keeps_none_from_moving(rule, lab
     _, after = arr.update(arr.init(x, 1), x, labels, momentum=M, rule=rule)
     assert after.mean == 4.0
     assert after.count == 1
+
+
+class TestControls:
+    """The targets that ask what of ARR it is that helps."""
+
+    means = np.array([[1.0, 2.0], [3.0, -2.0], [0.0, 0.0], [-1.0, 5.0]], np.float32)
+    start = arr.Centroids(jnp.asarray(means), jnp.array([3, 1, 0, 4]))  # class 2 was never seen
+    x = jnp.array([[2.0, -1.0], [0.0, 3.0], [4.0, 0.5], [-2.0, 1.0]])
+    labels = jnp.arange(4)
+
+    def targets(self, target, rule="sequential"):
+        return arr.update(self.start, self.x, self.labels, momentum=M, rule=rule, target=target)[0]
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("start", [start, arr.init(x, 4)])
+    def test_zero_is_the_mean_absolute_response_of_every_sample(self, rule, start):
+        targets, _ = arr.update(start, self.x, self.labels, momentum=M, rule=rule, target="zero")
+        np.testing.assert_allclose(arr.loss(self.x, targets), jnp.abs(self.x).mean(), rtol=1e-6)
+        assert (targets == 0).all()
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_global_is_the_weighted_mean_of_the_class_means(self, rule):
+        wanted = np.average(self.means, 0, self.start.count)
+        np.testing.assert_allclose(self.targets("global", rule), [wanted] * 4, rtol=1e-6)
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_permuted_is_the_mean_of_the_next_class_or_the_sample(self, rule):
+        wanted = [self.means[1], self.x[1], self.means[3], self.means[0]]
+        np.testing.assert_array_equal(self.targets("permuted", rule), wanted)
+
+    @pytest.mark.parametrize("num_classes", range(2, 13))
+    def test_permuted_gives_each_class_to_one_other(self, num_classes):
+        classes = jnp.arange(num_classes)
+        centroids = arr.Centroids(classes[:, None] * 1.0, classes + 1)
+        targets = arr.lookup(centroids, jnp.ones((num_classes, 1)), classes, target="permuted")
+        assert (targets[:, 0] != classes).all()
+        assert sorted(targets[:, 0].tolist()) == classes.tolist()
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", ["global", "permuted"])
+    def test_before_any_class_was_seen_nothing_is_pulled(self, rule, target):
+        empty = arr.init(self.x, 4)
+
+        def loss(x):
+            targets, _ = arr.update(empty, x, self.labels, momentum=M, rule=rule, target=target)
+            looked_up = arr.lookup(empty, x, self.labels, target=target)
+            return arr.loss(x, targets) + arr.loss(x, looked_up)
+
+        value, grad = jax.value_and_grad(loss)(self.x)
+        assert value == 0
+        assert (grad == 0).all()
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", CONTROLS)
+    def test_the_means_move_as_for_any_target(self, batches, rule, target):
+        responses, labels = batches[0]
+        start = arr.init(responses, K)
+        one, two = (
+            arr.update(start, responses, labels, momentum=M, rule=rule, target=t)[1]
+            for t in (target, "updated")
+        )
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("target", CONTROLS)
+    def test_targets_know_nothing_of_the_rest_of_the_batch(self, rule, target):
+        one_by_one = [
+            arr.update(self.start, self.x[i], self.labels[i], momentum=M, rule=rule, target=target)[
+                0
+            ]
+            for i in np.arange(4)[:, None]
+        ]
+        np.testing.assert_array_equal(self.targets(target, rule), np.concatenate(one_by_one))
+
+    @pytest.mark.parametrize("target", TARGETS + CONTROLS)
+    def test_lookup_is_what_update_says_of_the_means_before(self, target):
+        found = arr.lookup(self.start, self.x, self.labels, target=target)
+        own = np.where(self.labels[:, None] == 2, self.x, self.means)
+        np.testing.assert_array_equal(found, self.targets(target) if target in CONTROLS else own)
+
+    @pytest.mark.parametrize("target", CONTROLS)
+    def test_gradients_are_those_of_differences(self, target):
+        @jax.jit
+        def loss(x):
+            targets, _ = arr.update(start, x, self.labels, momentum=M, target=target)
+            return arr.loss(x, targets)
+
+        with jax.enable_x64(True):
+            start = arr.Centroids(jnp.asarray(self.means, float), self.start.count)
+            rows = (0, 2, 3)  # sample 1 holds a 0, and may be its own target: kinks of |.|
+            x, grad = np.asarray(self.x, float), jax.grad(loss)(jnp.asarray(self.x, float))
+            for i, j in np.ndindex(x.shape):
+                if i in rows:
+                    step = np.zeros_like(x)
+                    step[i, j] = 0.01
+                    slope = (loss(jnp.asarray(x + step)) - loss(jnp.asarray(x - step))) / 0.02
+                    np.testing.assert_allclose(grad[i, j], slope, atol=1e-9)
+
+    def test_one_class_has_no_other(self):
+        x, labels = jnp.ones((2, 3)), jnp.zeros(2, jnp.int32)
+        with pytest.raises(ValueError, match="permuted"):
+            arr.update(arr.init(x, 1), x, labels, momentum=M, target="permuted")
+        with pytest.raises(ValueError, match="permuted"):
+            arr.lookup(arr.init(x, 1), x, labels, target="permuted")
+        with pytest.raises(ValueError, match="target='next'"):
+            arr.lookup(arr.init(x, 1), x, labels, target="next")
 
 
 def test_averages_by_layer_and_by_width():
@@ -266,7 +374,7 @@ class TestEightDevicesEqualOne:
         return out
 
     @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize("target", TARGETS)
+    @pytest.mark.parametrize("target", TARGETS + CONTROLS)
     def test_inside_jit_with_a_sharded_batch(self, batches, rule, target):
         mesh = self.mesh()
         whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -276,7 +384,7 @@ class TestEightDevicesEqualOne:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
 
     @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize("target", TARGETS)
+    @pytest.mark.parametrize("target", TARGETS + CONTROLS)
     def test_inside_shard_map_with_axis_name(self, batches, rule, target):
         wrap = lambda f: jax.jit(
             jax.shard_map(
@@ -291,7 +399,7 @@ class TestEightDevicesEqualOne:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
 
     @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize("target", ["updated", "previous"])
+    @pytest.mark.parametrize("target", ["updated", "global"])
     @pytest.mark.parametrize("axis_name", [None, "data"])
     def test_more_layers_need_no_more_collectives(self, rule, target, axis_name):
         mesh = self.mesh()
