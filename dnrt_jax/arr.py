@@ -233,6 +233,23 @@ def lookup(
     return jax.tree.map(layer, responses, mean)
 
 
+def normalize(responses: Tree) -> Tree:
+    """Each response with zero mean and unit variance over its D features: tree of f32[B, D_j].
+
+    A layer norm without parameters, to be applied before `init`, `update`, `lookup` and `loss`. It
+    asks whether ARR acts on the scale of a response or on its direction: after it, scaling a
+    response changes neither loss nor direction of the gradient (while its variance is far above
+    the 1e-6 that keep a constant response finite).
+    """
+
+    def layer(x):
+        x = x.astype(_dtype(x))
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+    return jax.tree.map(layer, responses)
+
+
 def loss(
     responses: Tree,
     targets: Tree,

@@ -309,6 +309,52 @@ class TestControls:
             arr.lookup(arr.init(x, 1), x, labels, target="next")
 
 
+class TestNormalize:
+    rng = np.random.default_rng(2)
+    x, weights = rng.standard_normal((2, 4, 6)) * 3 + 1
+
+    def test_each_response_has_mean_zero_and_variance_one(self):
+        unit = arr.normalize({"a": jnp.asarray(self.x, jnp.bfloat16)})["a"]
+        assert unit.dtype == jnp.float32
+        np.testing.assert_allclose(unit.mean(-1), 0, atol=1e-6)
+        np.testing.assert_allclose(unit.var(-1), 1, rtol=1e-5)
+        by_hand = arr.normalize(jnp.array([[1.0, 3.0]]))
+        np.testing.assert_allclose(by_hand, [[-1.0, 1.0]], rtol=1e-5)
+
+    def test_a_constant_response_is_zero_and_its_gradient_finite(self):
+        x = jnp.full((2, 3), 7.0)
+        assert (arr.normalize(x) == 0).all()
+        assert jnp.isfinite(jax.grad(lambda x: (arr.normalize(x) * x).sum())(x)).all()
+
+    def test_the_gradient_is_that_of_differences(self):
+        with jax.enable_x64(True):
+            f = jax.jit(lambda x: (arr.normalize(x) * self.weights).sum())
+            grad = jax.grad(f)(jnp.asarray(self.x))
+            for i, j in np.ndindex(self.x.shape):
+                step = np.zeros_like(self.x)
+                step[i, j] = 1e-5
+                slope = (f(jnp.asarray(self.x + step)) - f(jnp.asarray(self.x - step))) / 2e-5
+                np.testing.assert_allclose(grad[i, j], slope, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("scale", [0.5, 3.0, 1000.0])
+    @pytest.mark.parametrize("target", TARGETS + CONTROLS)
+    def test_the_scale_of_a_response_changes_neither_loss_nor_direction(self, scale, target):
+        with jax.enable_x64(True):
+            labels = jnp.array([0, 1, 0, 1])
+            warm = arr.normalize(jnp.asarray(self.weights))
+            _, start = arr.update(arr.init(warm, 2), warm, labels, momentum=M)
+
+            def loss(x):
+                unit = arr.normalize(x)
+                targets, _ = arr.update(start, unit, labels, momentum=M, target=target)
+                return arr.loss(unit, targets)
+
+            value, grad = jax.value_and_grad(loss)(jnp.asarray(self.x))
+            scaled, scaled_grad = jax.value_and_grad(loss)(jnp.asarray(scale * self.x))
+            np.testing.assert_allclose(scaled, value, rtol=1e-5)
+            np.testing.assert_allclose(scale * scaled_grad, grad, rtol=1e-5, atol=1e-7)
+
+
 def test_averages_by_layer_and_by_width():
     responses = {"a": jnp.full((2, 4), 1.0), "b": jnp.full((2, 4), 3.0), "c": jnp.full((2, 2), 8.0)}
     targets = jax.tree.map(jnp.zeros_like, responses)
