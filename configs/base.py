@@ -1,14 +1,14 @@
-"""What the CIFAR experiments share: the authors' released protocol for ViT-Tiny.
+"""Common settings of the CIFAR experiments with ViTs: the authors' protocol for ViT-Tiny.
 
 AdamW with decay 0.05 on every parameter, batch 256, 300 epochs, 20 of warm-up, clip 1.0, drop path
 0.1, RAA + ARR. Ablations are overrides: --config.model.act=gelu --config.arr.weight=0.
 """
 
-from dnrt_jax import config as schema
+from dnrt_jax.config import default
 
 
 def get_config():
-    config = schema.default()
+    config = default()
     config.model.name = "vit_tiny_patch4_32"
     config.model.act = "raa"
     config.model.drop_path_rate = 0.1

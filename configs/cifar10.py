@@ -3,7 +3,7 @@
     python -m dnrt_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
 Expected: 92.1% test accuracy (paper, table 1; GELU alone 89.2). Cost: 300 epochs of 50,000 images;
-a training step takes 2.19 GFLOP an image: an accelerator is needed. For a look on a laptop's CPU:
+a training step takes 2.19 GFLOP per image: an accelerator is needed. For a short run on a CPU:
 
     python -m dnrt_jax.main --config=configs/cifar10.py --workdir=runs/look \
         --config.train.steps=200 --config.train.batch_size=64 --config.optim.warmup_steps=50

@@ -3,7 +3,7 @@
     python -m dnrt_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
 
 Expected: 71.4% test accuracy (paper, table 1; GELU alone 65.4). Cost: 300 epochs of 50,000 images;
-a training step takes 2.19 GFLOP an image: an accelerator is needed.
+a training step takes 2.19 GFLOP per image: an accelerator is needed.
 """
 
 from configs import base

@@ -8,11 +8,11 @@ public split. Expected: about 82% (GCN) and 81% (GraphSAGE) test accuracy. Cost:
 cores.
 """
 
-from dnrt_jax import config as schema
+from dnrt_jax.config import default
 
 
 def get_config(model="gcn"):
-    config = schema.default()
+    config = default("node_classification")
     config.model.name = model
     config.model.embed_dim = 64
     config.model.drop_rate = 0.5

@@ -5,11 +5,11 @@
 Expected: at least 97% test accuracy. Cost: under 3 minutes on 2 CPU cores.
 """
 
-from dnrt_jax import config as schema
+from dnrt_jax.config import default
 
 
 def get_config():
-    config = schema.default()
+    config = default()
     config.model.name = "vit_tiny_patch4_32"
     config.model.act = "raa"
     config.model.patch_size = 2

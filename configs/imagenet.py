@@ -4,9 +4,9 @@
     python -m dnrt_jax.main --config=configs/imagenet.py:imagenet100 --workdir=runs/imagenet100
 
 Needs $DATA_DIR/imagenet1k/{train,val}/CLASS/IMAGE. The paper gives no protocol for ImageNet: this
-is that of its CIFAR configs at 224 pixels.
+is that of the CIFAR configs at 224 pixels.
 Expected: the paper has 73.0% (1k) and 80.9% (100); not run here. Cost: 300 epochs of 1,281,167
-images of 7.5 GFLOP.
+images, 7.5 GFLOP each.
 """
 
 from configs import base

@@ -2,8 +2,8 @@
 
     python scripts/reproduce.py study
 
-runs all of it. One run, with flips alone as in the paper's figure 3, where it overfits, or with
-the whole augmentation (configs/study.py:full):
+runs the whole study. One run, with flips only as in the paper's figure 3, where the model overfits
+(configs/study.py:full has the full augmentation):
 
     python -m dnrt_jax.main --config=configs/study.py:weak --workdir=runs/study
 

@@ -1,4 +1,4 @@
-"""Activations by name. The ones with parameters are Flax layers over the last axis (channels)."""
+"""Activations by name. Those with parameters are Flax layers over the last axis (channels)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +16,8 @@ from dnrt_jax.runtime.errors import ModelError, did_you_mean
 class GDN(nn.Module):
     """Generalized divisive normalization: x_i / sqrt(beta_i + sum_j gamma_ij x_j^2).
 
-    Ballé et al., ICLR 2016, in its usual form: parameters beta f32[D] >= 1e-6, at first 1, and
-    gamma f32[D, D] >= 0 (i by j), at first 0.1 times the identity.
+    Ballé et al., ICLR 2016. Parameters: beta f32[D] >= 1e-6, initially 1, and gamma f32[D, D] >= 0
+    (i by j), initially 0.1 times the identity.
     """
 
     @nn.compact
@@ -36,13 +36,13 @@ def _at_least(x: Any, bound: float) -> Any:
     return jnp.maximum(x, bound)
 
 
-# Below the bound only a gradient that leads back up passes; with none, a parameter would be stuck.
+# Below the bound, only gradients that increase the value pass, so that it can return.
 _at_least.defvjp(
     lambda x, bound: (jnp.maximum(x, bound), x),
     lambda bound, x, g: (jnp.where((x >= bound) | (g < 0), g, 0),),
 )
 
-# Activations with parameters are constructors of layers, the others plain functions.
+# Constructors of layers, for activations with parameters; FUNCTIONS has those without.
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "gdn": GDN,
     "raa": RAA,
@@ -55,7 +55,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "relu6": nn.relu6,
-    "gelu": partial(raa, w=None, b=0.0),  # exact, and the same kernel as RAA's
+    "gelu": partial(raa, w=None, b=0.0),  # the exact GELU, computed by the same code as RAA
     "silu": nn.silu,
     "elu": nn.elu,
     "selu": nn.selu,
@@ -68,16 +68,16 @@ def names() -> list[str]:
 
 
 def check(name: str) -> None:
-    """Raises ModelError, with the nearest known name, unless `name` is an activation's."""
+    """Raises ModelError, with the most similar name, unless `name` is an activation."""
     if name not in names():
         raise ModelError(f"unknown activation {name!r}{did_you_mean(name, names())}")
 
 
 def create(name: str, layer_name: str = "act") -> Callable[[Array], Array]:
-    """The activation `name`, to be called on [..., D].
+    """Returns the activation `name`, a function or layer on [..., D].
 
-    Call it inside a module's `@nn.compact` method: one with parameters becomes its child
-    `layer_name`.
+    Call it inside a module's `@nn.compact` method: an activation with parameters becomes a
+    submodule with the name `layer_name`.
 
     Raises:
       ModelError: for an unknown name.

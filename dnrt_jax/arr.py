@@ -1,24 +1,24 @@
-"""Aggregated response regularization (ARR): a loss with a memory of class means.
+"""Aggregated response regularization (ARR): a loss that pulls responses to running class means.
 
     mu_k <- (1 - m) mu_k + m x_k                              (Qiu et al., ICLR 2024, eq. 3)
     loss  = mean over layers and samples of |x - mu_y|_1 / D                    (eq. 4, 5)
 
-x is a layer's aggregated response to one sample of class y: its class token, or its pooled map.
-Everything here is a pure function on pytrees of responses and needs nothing but JAX:
+x is a layer's aggregated response to one sample of class y: its class token, or its pooled feature
+map. All functions are pure, work on pytrees of responses and need only JAX:
 
     centroids = arr.init(responses, num_classes)                            # once
     targets, centroids = arr.update(centroids, responses, labels, momentum=0.1)
     loss = task_loss + weight * arr.loss(responses, targets)                # every step
 
-Under `jax.jit` the batch is one logical array, however many devices hold it, and these functions
-mean the same on all: the way to go. Inside `jax.shard_map` or `jax.pmap` name the mapped axis with
-`axis_name`, and take the mean of the task loss over it too (docs/own_model.md has the lines):
+Recommended for several devices: `jax.jit` with a sharded batch, which needs no change. Inside
+`jax.shard_map` or `jax.pmap`, pass the mapped axis as `axis_name` and average the task loss over it
+(docs/own_model.md has complete examples):
 
     regularizer = arr.loss(responses, targets, axis_name="data")
     loss = jax.lax.pmean(task_loss, "data") + weight * regularizer
 
-Then the gradients of replicated parameters are those of one device: under `jax.shard_map` as they
-are; under `pmap`, and `shard_map` with `check_vma=False`, after `jax.lax.pmean(grads, "data")`.
+The gradients of replicated parameters then equal those on one device: directly under
+`jax.shard_map`; after `jax.lax.pmean(grads, "data")` under `pmap` or with `check_vma=False`.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -35,8 +35,8 @@ HIGHEST = jax.lax.Precision.HIGHEST  # a target is compared with its response di
 class Centroids(NamedTuple):
     """The class means of every layer.
 
-    mean: tree of f32[K, D_j], mirroring the responses; 0 where a class was never seen.
-    count: i32[K], how many samples of each class have been seen.
+    mean: tree of f32[K, D_j], with the structure of the responses; 0 for a class not seen yet.
+    count: i32[K], number of samples of each class seen so far.
     """
 
     mean: Tree
@@ -44,7 +44,7 @@ class Centroids(NamedTuple):
 
 
 def init(responses: Tree, num_classes: int) -> Centroids:
-    """Empty centroids for `responses`, a tree of [B, D_j] arrays or of their shapes."""
+    """Initial centroids for `responses`, a tree of [B, D_j] arrays or jax.ShapeDtypeStruct."""
     mean = jax.tree.map(lambda x: jnp.zeros((num_classes, x.shape[-1]), _dtype(x)), responses)
     return Centroids(mean, jnp.zeros(num_classes, jnp.int32))
 
@@ -60,12 +60,12 @@ def update(
     mask: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[Tree, Centroids]:
-    """Moves the class means towards the batch and returns each sample's target.
+    """Updates the class means with a batch and returns the target of each sample.
 
-    Rule "sequential" is the authors' update, sample by sample in the order of the global batch, in
-    closed form: one [B, B] matrix serves all layers. Rule "centroid" is its mean over all orders,
-    mu' = (1-m)^n mu + (1 - (1-m)^n) xbar: it needs only the sums and counts of each class, so it
-    depends neither on the order nor on how the batch is split.
+    Rule "sequential" is the authors' update, sample by sample in the order of the global batch,
+    computed in closed form with one [B, B] matrix for all layers. Rule "centroid" is its mean over
+    all orders, mu' = (1-m)^n mu + (1 - (1-m)^n) xbar. It needs only the sum and the count of each
+    class, so it is independent of the order and of how the batch is split.
 
     A sample's target is its class mean with the sample (or, for "centroid", its batch) counted in
     ("updated", the authors' code) or left out ("previous", eq. 4). The loss against "updated" is
@@ -85,13 +85,13 @@ def update(
 
     Args:
       responses: tree of [B, D_j].
-      labels: i32[B] in 0..K-1; anything else makes the sample's targets NaN.
+      labels: i32[B] in 0..K-1; the targets of any other label are NaN.
       momentum: m, in 0..1; the weight of a new sample.
-      mask: bool[B]; False rows (padding) change nothing, and their targets mean nothing.
+      mask: bool[B]; False rows (padding) are ignored, and their targets are undefined.
       axis_name: the mapped axis that splits the batch, inside `shard_map` or `pmap`.
 
     Returns:
-      targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
+      The targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
 
     Raises:
       ValueError: for an unknown rule or target, "permuted" with one class only, or a concrete
@@ -104,7 +104,7 @@ def update(
     if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
         raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
-    # A padded row may hold anything, and 0 * NaN is NaN.
+    # Masked rows are set to 0, as they may hold NaN and 0 * NaN is NaN.
     clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
     responses = jax.tree.map(clean, responses)
     xs, treedef = jax.tree.flatten(responses)
@@ -134,14 +134,16 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     order = jnp.arange(n)
     same = (labels[:, None] == labels) & mask[:, None] & mask
     before = same & (order[:, None] > order)
-    rank = before.sum(1)  # how many of its class precede a sample in the batch
-    seen = count.at[labels].get(mode="fill", fill_value=1) > 0  # a bad label reads a NaN mean
+    rank = before.sum(1)  # number of earlier samples of the same class in the batch
+    seen = (
+        count.at[labels].get(mode="fill", fill_value=1) > 0
+    )  # an invalid label looks up a NaN mean
     first = (rank == 0) & ~seen
     dtype = jnp.result_type(*xs)
     keep = jnp.asarray(1 - momentum, dtype)
     enter = jnp.where(first, 1, jnp.asarray(momentum, dtype))
 
-    # target_i = old_i mu_(y_i) + sum_j weights_ij x_j, with the sample itself still left out
+    # previous_i = old_i mu_(y_i) + sum_j weights_ij x_j: the mean before sample i is added
     weights = jnp.where(before, enter * keep ** jnp.maximum(rank[:, None] - 1 - rank, 0), 0)
     old = jnp.where(seen, keep**rank, 0)
     mixed = jnp.matmul(weights.astype(joined.dtype), joined, precision=HIGHEST)
@@ -258,13 +260,13 @@ def loss(
     average: Literal["layer", "width"] = "layer",
     axis_name: str | None = None,
 ) -> Array:
-    """Mean |response - target| over features and samples, then over layers: f32[].
+    """Mean of |response - target| over features and samples, then over layers: f32[].
 
     Args:
       responses, targets: trees of [B, D_j].
-      mask: bool[B]; False rows do not count. With no row left the loss is 0.
-      average: "layer" is eq. 5, every layer weighs the same. "width" is the authors' code: layers
-        of equal width are averaged first, then the widths; equal to "layer" unless widths differ.
+      mask: bool[B]; False rows are ignored. If all are, the loss is 0.
+      average: "layer" is eq. 5, the mean over layers. "width" is the authors' code: the mean over
+        layers of equal width, then over widths; the same as "layer" if all widths are equal.
       axis_name: as for `update`; the result is then the mean over the global batch.
 
     Raises:
@@ -279,7 +281,7 @@ def loss(
 
     def layer(x, mu):
         difference = jnp.where(rows[:, None], x.astype(_dtype(x)) - jax.lax.stop_gradient(mu), 0)
-        # The gradient of |.| at 0 must be 0: a sample that is its own target is not pulled.
+        # sign(d) * d is |d| with gradient 0 at d = 0, where a sample is its own target.
         distance = jax.lax.stop_gradient(jnp.sign(difference)) * difference
         return reduce(distance.sum()) / (size * x.shape[-1])
 
@@ -295,7 +297,7 @@ def loss(
 
 
 def _dtype(x):
-    """Responses, centroids and losses are float32, or float64 where the responses are."""
+    """The dtype of centroids, targets and losses: float32, or float64 for float64 responses."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 

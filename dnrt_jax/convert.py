@@ -1,11 +1,17 @@
-"""PyTorch weights in and out, by rule: a child `blocks_0` is torch's `blocks.0`, a `kernel` its
-transposed `weight`. Values keep their dtype; nothing is ever dropped or made up in silence.
+"""Converts weights between PyTorch and Flax.
+
+Names map by rule: the submodule `blocks_0` is `blocks.0` in torch, a `kernel` is a transposed
+`weight`. Dtypes are kept. Missing or unexpected tensors are errors; adapted ones are logged.
 
     python -m dnrt_jax.convert SRC OUT.safetensors --model NAME
 
-SRC is a .safetensors file, a torch checkpoint or the folder of a run. OUT and the config.json that
-is written beside it are all that `dnrt_jax.predict` needs; see dnrt_jax/runtime/weight_files.py.
+SRC is a .safetensors file, a torch checkpoint or the folder of a run. `dnrt_jax.predict` reads OUT
+and the config.json written next to it; see dnrt_jax/runtime/weight_files.py.
 """
+
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
 
 import argparse
 import ast
@@ -23,9 +29,10 @@ import numpy as np
 from flax import traverse_util
 
 from dnrt_jax import models
-from dnrt_jax.data import decode as images
-from dnrt_jax.runtime import weight_files as weights
-from dnrt_jax.runtime.process import one_line_errors
+from dnrt_jax.data.decode import eval_side
+from dnrt_jax.runtime import weight_files
+from dnrt_jax.runtime.errors import WeightsError
+from dnrt_jax.runtime.process import Parser, user_errors
 from dnrt_jax.runtime.weight_files import Description, StateDict
 
 FlaxPath = tuple[str, ...]
@@ -45,7 +52,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std
 
 
 def _torch_name(path: FlaxPath, paths: Mapping[FlaxPath, Any]) -> str:
-    *parents, leaf = path[1:]  # the first is the collection: params, batch_stats
+    *parents, leaf = path[1:]  # path[0] is the collection: params, batch_stats
     scalar_shift = leaf == "b" and (*path[:-1], "w") not in paths
     name = "shift" if scalar_shift else LEAVES.get(leaf, leaf)
     return ".".join([re.sub(r"_(?=\d+(_|$))", ".", p) for p in parents] + [name])
@@ -70,7 +77,7 @@ def _from_torch_layout(leaf: str, value: np.ndarray, shape: tuple[int, ...]) -> 
 
 
 def shapes(model: Any, channels: int = 3) -> dict[str, Any]:
-    """The variables of a model as a tree of shapes, without computing any."""
+    """The variables of a model as a tree of jax.ShapeDtypeStruct."""
     size = model.image_size
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -78,7 +85,7 @@ def shapes(model: Any, channels: int = 3) -> dict[str, Any]:
 
 
 def from_torch(state_dict: StateDict, model_name: str, channels: int = 3, **model_kwargs) -> dict:
-    """A torch state dict as Flax variables of `models.create(model_name, **model_kwargs)`.
+    """Converts a torch state dict to the variables of `models.create(model_name, **model_kwargs)`.
 
     Arguments, result and errors as for `fit`.
     """
@@ -88,21 +95,21 @@ def from_torch(state_dict: StateDict, model_name: str, channels: int = 3, **mode
 def fit(
     state_dict: StateDict, model: nn.Module, channels: int = 3, *, adapt: bool = True
 ) -> dict[str, Any]:
-    """A torch state dict as Flax variables of `model`.
+    """Converts a torch state dict to the Flax variables of `model`.
 
-    RAA parameters, of which the state dict has none, are zero. With `adapt`, the head of another
-    number of classes becomes zero as well (Kolesnikov et al., BiT, 2020), and the position
-    embedding of another image size is resampled, as timm does. Each of these is logged.
+    If the state dict has no RAA parameters, they are set to zero. With `adapt`, a head for another
+    number of classes is set to zero (Kolesnikov et al., BiT, 2020), and the position embedding of
+    another image size is resampled, as in timm. Each of these is logged.
 
     Args:
       state_dict: {torch name: array}.
-      channels: of the images.
+      channels: number of image channels.
 
     Returns:
       {"params": ..., "batch_stats": ...}, with the dtypes of the state dict.
 
     Raises:
-      ValueError: listing every tensor that is missing, left over, or of another shape.
+      WeightsError: listing all tensors that are missing, unexpected, or of another shape.
     """
     wanted = _flat_shapes(model, channels)
     names = {path: _torch_name(path, wanted) for path in wanted}
@@ -122,7 +129,7 @@ def fit(
 
     problems = {
         "missing": [name for path, name in names.items() if path not in values],
-        "left over": list(rest),
+        "unexpected": list(rest),
         "of another shape": [
             f"{names[path]} {list(state_dict[names[path]].shape)}, "
             f"not {list(_to_torch_layout(path[-1], np.broadcast_to(0.0, wanted[path])).shape)}"
@@ -131,14 +138,14 @@ def fit(
     }
     if any(problems.values()):
         listed = (f"{len(p)} {kind}: {', '.join(p)}" for kind, p in problems.items() if p)
-        raise ValueError(f"weights do not fit {type(model).__name__}: {'; '.join(listed)}")
+        raise WeightsError(f"weights do not fit {type(model).__name__}: {'; '.join(listed)}")
     if notes:
         logging.warning("weights for %s: %s", type(model).__name__, "; ".join(notes))
     return traverse_util.unflatten_dict(values)
 
 
 def _adapt(values: Arrays, wanted: Shapes, model: nn.Module, channels: int) -> list[str]:
-    """Puts resampled positions and a zero head into `values` where they do not fit; says which."""
+    """Adapts position embeddings and head in `values`, in place; returns notes for the log."""
     notes = []
     if misfits := _misfits(values, wanted):
         head = _head(model, channels)
@@ -163,16 +170,17 @@ def _flat_shapes(model: nn.Module, channels: int) -> Shapes:
 
 
 def _head(model: nn.Module, channels: int) -> list[FlaxPath]:
-    """The parameters whose shape follows the number of classes."""
+    """The parameters whose shape depends on the number of classes."""
     one, two = (_flat_shapes(model.clone(num_classes=k), channels) for k in (1, 2))
     return [path for path in one if one[path] != two[path]]
 
 
 def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
-    """Position embeddings [1, N, D] for another square grid of tokens: [1, length, D].
+    """Resamples position embeddings [1, N, D] to another square grid of tokens: [1, length, D].
 
-    Bicubic, antialiased and in float32, as timm does. What `length` has beyond a square are tokens
-    before the grid, which stay. Without such a grid in `positions`, they are returned as they are.
+    Bicubic with antialiasing in float32, as in timm. `length` minus the largest square in it is the
+    number of prefix tokens, whose embeddings are kept. If `positions` has no square grid after as
+    many prefix tokens, it is returned unchanged.
     """
     n, d = positions.shape[1:]
     prefix = length - math.isqrt(length) ** 2
@@ -186,7 +194,7 @@ def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
 
 
 def to_torch(variables: Mapping) -> StateDict:
-    """Flax variables as a torch state dict: the inverse of `from_torch`, bit for bit."""
+    """Converts Flax variables to a torch state dict: the exact inverse of `from_torch`."""
     flat: dict[FlaxPath, Any] = traverse_util.flatten_dict(dict(variables))
     return {
         _torch_name(path, flat): _to_torch_layout(path[-1], np.asarray(value))
@@ -195,59 +203,59 @@ def to_torch(variables: Mapping) -> StateDict:
 
 
 def load(source: Path, checkpoint: str = "latest") -> tuple[StateDict, Description | None]:
-    """Weights and, where it is known, what they are.
+    """Loads weights and, if known, their description.
 
     Args:
-      source: a file that `weights.read` reads, or the folder of a run.
-      checkpoint: of a run: "latest", "best" or a step.
+      source: a file that `weight_files.read` reads, or the folder of a run.
+      checkpoint: for a run: "latest", "best" or a step.
 
     Raises:
-      ValueError, OSError, RuntimeError: one line on what cannot be read.
+      UserError: if the weights or the run cannot be read.
     """
     if not source.is_dir():
-        return weights.read(source), weights.read_description(source)
+        return weight_files.read(source), weight_files.read_description(source)
 
-    from dnrt_jax import config as schema
+    from dnrt_jax.config import model_kwargs
     from dnrt_jax.runtime import workdir
 
     config, variables, class_names = workdir.read_run(source, checkpoint)
-    if schema.takes_graph(config):
-        raise ValueError(
-            f"{source}: a run of {config.model.name}, which takes a graph; weights and predictions "
-            "are of models of images; --eval_only evaluates it"
+    if "image_size" not in models.fields(config.model.name):
+        raise WeightsError(
+            f"{source}: a run of {config.model.name}, which takes no images; weights and "
+            "predictions are of models of images; --eval_only evaluates it"
         )
     state_dict, data = to_torch(variables), config.data
     model = {"name": config.model.name, "act": config.model.act, "image_size": data.image_size}
-    model |= schema.model_kwargs(config)
+    model |= model_kwargs(config)
     model["num_classes"] = count_classes(state_dict, model, len(data.mean))
     mean, std = tuple(data.mean), tuple(data.std)
     return state_dict, Description(model, mean, std, data.eval_resize, class_names)
 
 
 def count_classes(state_dict: StateDict, model: Mapping[str, Any], channels: int = 3) -> int:
-    """The number of classes that the head in a state dict has.
+    """The number of classes of the head in a state dict.
 
     Args:
-      model: arguments of `models.create`; num_classes may be absent.
+      model: arguments of `models.create`, with or without num_classes.
 
     Raises:
-      ValueError: if there is no head.
+      WeightsError: if the state dict has no head.
     """
     example = models.create(**{**model, "num_classes": 1})
     names = sorted(_torch_name(path, {}) for path in _head(example, channels))
     sizes = [len(state_dict[name]) for name in names if name in state_dict]
     if not sizes:
-        raise ValueError(f"no head of {model['name']} in the weights: {', '.join(names)} missing")
+        raise WeightsError(f"no head of {model['name']} in the weights: {', '.join(names)} missing")
     return sizes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
-    with one_line_errors():
+    with user_errors():
         args, fields = _parse(argv)
         state_dict, known = load(args.source, args.checkpoint)
         state_dict, description = _convert(state_dict, known, args, fields)
-        weights.write(args.out, state_dict, description)
+        weight_files.write(args.out, state_dict, description)
     model = description.model
     print(
         f"{args.out}: {model['name']} ({model['act']}), {model['num_classes']} classes, "
@@ -261,10 +269,10 @@ def _convert(
     args: argparse.Namespace,
     fields: dict[str, Any],
 ) -> tuple[StateDict, Description]:
-    """What the command line makes of weights and of what is known of them."""
+    """Applies the options of the command line to weights and their description."""
     if known is None or args.model not in (None, known.model["name"]):
         if args.model is None:
-            raise ValueError(f"{args.source}: does not say its model; give --model=NAME")
+            raise WeightsError(f"{args.source}: does not say its model; give --model=NAME")
         model, mean, std, known = {"name": args.model}, *IMAGENET, None
     else:
         model, mean, std = known.model, known.mean, known.std
@@ -275,7 +283,7 @@ def _convert(
     state_dict = to_torch(fit(state_dict, created, len(mean)))
 
     model |= {"act": created.act, "image_size": created.image_size}
-    resize, class_names = images.eval_side(created.image_size), None
+    resize, class_names = eval_side(created.image_size), None
     if known and known.model["image_size"] == model["image_size"]:
         resize = known.eval_resize
     if args.class_names:
@@ -287,27 +295,34 @@ def _convert(
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The arguments, and those of them that are fields of the model."""
+    """The parsed arguments, and those among them that are fields of the model."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
     name = first.parse_known_args(argv)[0].model
     fields = _fields(name) if name else {"num_classes": int, "image_size": int, "act": str}
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dnrt_jax.convert",
-        description="Weights of PyTorch or of a run as .safetensors, with a config.json beside it.",
-        epilog="With --model=NAME, any field of that model can be set: add --help to see them.",
-        allow_abbrev=False,
+        description="Converts weights of PyTorch or of a run to .safetensors and a config.json.",
+        epilog="With --model=NAME, any field of that model can be set; add --help to list them.",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help=".safetensors, .pth or a run")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="a .safetensors or .pth file, or a run"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="DIR/NAME.safetensors")
-    parser.add_argument("--model", metavar="NAME", help="needed where SRC does not say it")
-    parser.add_argument("--checkpoint", default="latest", help="of a run: latest, best or a step")
+    parser.add_argument(
+        "--model", metavar="NAME", help="name of the model, if SRC does not tell it"
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", help="if SRC is a run: latest, best or a step"
+    )
     number = {"type": float, "nargs": "+", "metavar": "X"}
-    parser.add_argument("--mean", **number, help="of each channel, in 0 .. 1; default: ImageNet's")
+    parser.add_argument("--mean", **number, help="mean per channel, in 0 .. 1; default: ImageNet")
     parser.add_argument("--std", **number)
     parser.add_argument("--eval_resize", type=int, help="default: image_size / 0.875")
-    parser.add_argument("--class_names", type=Path, metavar="FILE", help="one a line")
+    parser.add_argument(
+        "--class_names", type=Path, metavar="FILE", help="class names, one per line"
+    )
     for field, kind in fields.items():
         parser.add_argument(f"--{field}", type=kind, default=argparse.SUPPRESS)
     args, unknown = parser.parse_known_args(argv)
@@ -318,10 +333,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
 
 
 def _fields(model_name: str) -> dict[str, Callable[[str], Any]]:
-    """The fields of a model that a command line can set, and what reads their text."""
+    """The fields of a model that can be set on the command line, with the parser of each."""
     example = models.create(model_name, num_classes=1)
     defaults = {field: getattr(example, field) for field in models.fields(model_name)}
-    del defaults["dtype"]  # a matter of the computation
+    del defaults["dtype"]  # does not describe the weights
     as_is: Any = {kind: kind for kind in (int, float, str)}
     kinds = as_is | dict.fromkeys((bool, tuple, type(None)), _literal)
     return {field: kinds[type(x)] for field, x in defaults.items() if type(x) in kinds}

@@ -1,139 +1,211 @@
-"""Trains, resumes and evaluates: python -m dnrt_jax.main --config=configs/digits.py --workdir=DIR.
+"""Trains, resumes and evaluates: python -m dnrt_jax.main --config=configs/digits.py --workdir=DIR
 
-The same command resumes a run that ended early. Any field of the config can be set on the command
-line, as --config.model.act=gelu; dnrt_jax/config.py lists them all.
+The same command resumes an interrupted run. Any config field can be set, as in
+--config.model.act=gelu, or reset to its default with --config.FIELD=none; docs/config.md lists the
+fields. --workdir=DIR --eval_only evaluates a run with the config stored in its folder.
 """
 
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
+
+import argparse
 import logging
-import os
-import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from dnrt_jax import config as schema
-from dnrt_jax.runtime.process import keep_memory, keep_programs, one_line_errors
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
-WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; default: runs/NAME of the config")
-EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the run, then end")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "with --eval_only: latest, best or a step")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "of a run of several processes: HOST:PORT of process 0, the same for all"
-)
-PROCESSES = flags.DEFINE_integer("processes", None, "with --coordinator: how many there are")
-PROCESS = flags.DEFINE_integer("process", None, "with --coordinator: which this is, from 0")
-ALLOW_CHANGE = flags.DEFINE_multi_string(
-    "allow_change", [], "a config field, as optim.lr, that may differ from the run being resumed"
+from dnrt_jax.runtime.errors import CheckpointError, ConfigError, WorkdirError
+from dnrt_jax.runtime.process import (
+    Parser,
+    keep_memory,
+    keep_programs,
+    split_overrides,
+    user_errors,
 )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"no such argument: {argv[1]}")
-    config = CONFIG.value
-    if config is None:
-        raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
+def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    with user_errors():
+        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        args = _parser().parse_args(words)
+        keep_memory()
     try:
-        schema.validate(config)
-    except schema.ConfigError as error:
-        _fail(error)
-    except Exception as error:  # a file that failed to load answers so at its first use
-        _fail(_explain(str(error), sys.argv))
-    try:
-        with one_line_errors():
-            status = _run(config)
+        with user_errors():
+            status = _run(args, overrides)
     except SystemExit as ended:
         status = int(ended.code or 0)
-    from dnrt_jax.runtime import sharding as parallel
+    from dnrt_jax.runtime import multihost
 
-    parallel.leave(status)
+    multihost.leave(status)
 
 
-def _run(config) -> int:
-    # Everything above answers a wrong command in a second; JAX takes longer to import.
-    keep_memory()
+def _parser() -> Parser:
+    parser = Parser(prog="python -m dnrt_jax.main", description=__doc__)
+    parser.add_argument("--config", help="config file: configs/NAME.py, or FILE.py:ARGUMENT")
+    parser.add_argument(
+        "--workdir", help="folder of the run; default: runs/NAME for configs/NAME.py"
+    )
+    parser.add_argument(
+        "--eval_only", action="store_true", help="evaluate a checkpoint of the run and exit"
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", help="with --eval_only: latest, best or a step"
+    )
+    parser.add_argument(
+        "--allow_change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="config field, as optim.lr, that may differ from the run being resumed; repeatable",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0, for a run of several processes",
+    )
+    parser.add_argument("--processes", type=int, help="with --coordinator: number of processes")
+    parser.add_argument(
+        "--process", type=int, help="with --coordinator: index of this process, from 0"
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    config = _config(args, overrides)
+    from dnrt_jax.runtime import multihost
+    from dnrt_jax.runtime.workdir import Workdir
+
+    keep_programs()
+    multihost.initialize(
+        args.coordinator, args.processes, args.process, config.parallel.heartbeat_seconds
+    )
+    with Workdir(_path(args), is_main=multihost.is_main()) as workdir:
+        return _in_folder(workdir, config, args)
+
+
+def _in_folder(workdir: Any, config: Any, args: argparse.Namespace) -> int:
+    with workdir.removed_on_error():
+        _check_folder(workdir, config, args)
+        from dnrt_jax import experiment
+        from dnrt_jax.runtime import checkpoint
+
+        built = experiment.load(config)
+        if args.eval_only:
+            return _evaluate(built, workdir, args.checkpoint)
+        workdir.check_space(built.shapes)
+        # Load initial weights here, so that unsuitable ones leave no folder behind.
+        is_new = not checkpoint.steps(workdir.checkpoints)
+        fresh = experiment.initial_state(built) if is_new else None
+    if summary := _finished(workdir, built.total_steps):
+        print(f"{workdir.path}: finished at step {built.total_steps}. {_result(summary, config)}")
+        return 0
+    return _train(built, workdir, fresh)
+
+
+def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
+    """The config of the command line, or that of the run's folder, with the overrides."""
+    from dnrt_jax.config import validate
+    from dnrt_jax.config_file import load, override
+    from dnrt_jax.runtime.workdir import read_config
+
+    if args.config:
+        config = load(args.config, overrides)
+    elif not args.workdir:
+        raise ConfigError("give --config=configs/NAME.py, as configs/digits.py")
+    elif not Path(args.workdir).expanduser().is_dir():
+        raise WorkdirError(
+            f"--workdir={args.workdir}: no such folder; to start a run give --config"
+        )
+    else:
+        config = override(read_config(Path(args.workdir).expanduser()), overrides)
+    validate(config)
+    return config
+
+
+def _path(args: argparse.Namespace) -> Path:
+    return Path(args.workdir or Path("runs") / Path(args.config.partition(":")[0]).stem)
+
+
+def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
+    """Raises a UserError if the run in the folder cannot be resumed or evaluated with `config`."""
+    from dnrt_jax.config import check_resume, flatten
+    from dnrt_jax.runtime import checkpoint
+    from dnrt_jax.runtime.workdir import read_config
+
+    if checkpoint.steps(workdir.checkpoints):
+        allowed = list(args.allow_change)
+        if args.eval_only:  # other data, or the same data in another place
+            allowed += [name for name in flatten(config) if name.startswith("data.")]
+        check_resume(read_config(workdir.path), config, allowed)
+    elif args.eval_only:
+        raise CheckpointError(f"{workdir.path}: no checkpoint to evaluate; train first")
+
+
+def _finished(workdir: Any, total_steps: int) -> dict[str, Any] | None:
+    """The summary of a finished run; None if there are steps left."""
+    from dnrt_jax.runtime import checkpoint
+
+    summary = workdir.read_json("summary.json")
+    if summary and summary["step"] != total_steps and not checkpoint.steps(workdir.checkpoints):
+        raise WorkdirError(
+            f"{workdir.path}: finished at step {summary['step']}, and its checkpoints are gone, so "
+            f"it cannot go on to step {total_steps}; choose another --workdir"
+        )
+    return summary if summary and summary["step"] == total_steps else None
+
+
+def _train(built: Any, workdir: Any, fresh: Any) -> int:
     import jax
     from clu import parameter_overview
 
-    from dnrt_jax import experiment as problem
     from dnrt_jax import train
-    from dnrt_jax.runtime import checkpoint
-    from dnrt_jax.runtime import sharding as parallel
-    from dnrt_jax.runtime.workdir import Workdir
-    from dnrt_jax.training import dispatch as feed
+    from dnrt_jax.runtime import multihost
 
-    keep_programs()
-    parallel.initialize(
-        COORDINATOR.value, PROCESSES.value, PROCESS.value, config.parallel.heartbeat_seconds
-    )
-    path = WORKDIR.value or Path("runs") / Path(_config_path()).stem
-    workdir = Workdir(path, is_main=parallel.is_main())
-    with workdir.removed_on_error():
-        if checkpoint.steps(workdir.checkpoints):
-            old = schema.from_json((workdir.path / "config.json").read_text())
-            schema.check_resume(old, config, ALLOW_CHANGE.value)
-        described = problem.load(config)
-        fns = problem.programs(described)
-        if EVAL_ONLY.value:
-            return _evaluate(described, fns, workdir)
-        shapes = fns.shapes
-        workdir.check_space(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
-    stop = train.Stop()
-    total = described.total_steps
-    summary = workdir.read_json("summary.json")
-    if summary and summary["step"] == total:
-        print(f"{workdir.path}: finished at step {total}. {_result(summary, config)}")
-        return 0
-    workdir.write_json("config.json", config.to_dict())
-    workdir.write_json("classes.json", described.train.class_names)
-    if parallel.is_main():
-        print(parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
+    task, config = built.task, built.config
+    workdir.write_json("classes.json", task.class_names)
+    if multihost.is_main():
+        print(parameter_overview.get_parameter_overview(built.shapes.params, include_stats=False))
         print(
-            f"{config.data.name}: {feed.describe(described.train, described.test)} of "
-            f"{len(described.train.class_names)} classes; {total} steps on "
-            f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} "
-            f"processes; {workdir.path}",
+            f"{config.data.name}: {task.description} of {len(task.class_names)} classes; "
+            f"{built.total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
+            f"in {jax.process_count()} processes; {workdir.path}",
             flush=True,
         )
-    try:
-        summary = train.fit(described, fns, workdir, stop)
-    except jax.errors.JaxRuntimeError:
-        parallel.await_word(config.parallel.heartbeat_seconds)
-        raise
+    with train.Stop() as stop:
+        try:
+            summary = train.fit(built, workdir, stop, fresh)
+        except jax.errors.JaxRuntimeError:
+            multihost.await_word(config.parallel.heartbeat_seconds)
+            raise
     if summary is None:
         return stop.status
-    if parallel.is_main():
-        print(f"Finished. {_result(summary, config)}")
+    if multihost.is_main():
+        print(
+            f"Finished. {_result(summary, config)} Records, curves and checkpoints: {workdir.path}"
+        )
     return 0
 
 
-def _evaluate(described, fns, workdir) -> int:
-    from dnrt_jax import experiment as problem
-    from dnrt_jax.runtime import checkpoint
-    from dnrt_jax.runtime import sharding as parallel
+def _evaluate(built: Any, workdir: Any, name: str) -> int:
+    from dnrt_jax.runtime import checkpoint, multihost
     from dnrt_jax.runtime.workdir import find_step
 
-    step = find_step(workdir.path, CHECKPOINT.value)
-    restored = checkpoint.restore(workdir.checkpoints, fns.shapes, step)
-    if restored is None:
-        raise checkpoint.CheckpointError(
-            f"{workdir.checkpoints}: no checkpoint to evaluate; train first"
-        )
-    values = problem.evaluator(described)(restored.state)
+    step = find_step(workdir.path, name)
+    restored = checkpoint.restore(workdir.checkpoints, built.shapes, step)
+    assert restored is not None, "_check_folder has seen one"
+    values = built.task.evaluator(built.model, built.mesh)(restored.state)
     values.pop("confusion")
-    if parallel.is_main():
+    if multihost.is_main():
         print(f"step {restored.step} " + " ".join(f"{k}={v:.6g}" for k, v in values.items()))
     return 0
 
 
-def _result(summary, config) -> str:
+def _result(summary: dict[str, Any], config: Any) -> str:
     best, last = summary["best"], summary["last"]
     name, key = {"acc": "accuracy", "auc": "AUC"}[config.eval.metric], f"test/{config.eval.metric}"
     which = "the best of validation" if "valid/acc" in best else "the best"
@@ -143,36 +215,5 @@ def _result(summary, config) -> str:
     )
 
 
-def _config_path() -> str:
-    return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Flags; whatever a config file or an override gets wrong is answered in one line."""
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # a config file is code: it may raise anything
-        if os.environ.get("DNRT_TRACEBACK"):
-            raise
-        _fail(_explain(str(error), argv))
-
-
-def _explain(error: str, argv: list[str]) -> str:
-    for name in re.findall(r"--?config\.([\w.]+)", " ".join(argv)):
-        if name not in schema.FIELDS and name.split(".")[-1] in error:
-            return f"config.{name}: no such field{schema.nearest(name, schema.FIELDS)}"
-        if name in schema.FIELDS and f"flag --config.{name}=" in error:
-            return f"config.{name}: must be {schema.FIELDS[name][1].expected} ({error})"
-    if "No such file" in error:
-        return f"--config: {error.split('No such file or directory:')[-1].strip()} does not exist"
-    return f"config: {error.strip().splitlines()[-1].strip()}"  # of a traceback, what was raised
-
-
-def _fail(message: object) -> NoReturn:
-    line = " ".join(str(message).split())
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    main()

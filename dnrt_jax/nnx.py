@@ -1,4 +1,4 @@
-"""RAA and `record` for Flax NNX; ARR needs nothing of its own.
+"""RAA and `record` for Flax NNX; `arr` works with NNX as it is. Example:
 
 class Net(nnx.Module):
     def __init__(self, rngs):
@@ -47,7 +47,7 @@ class RAA(nnx.Module):
 
     Args:
       base, shift: as for `dnrt_jax.RAA`. With shift="scalar" `w` is None.
-      rngs: taken as other layers take it; nothing is drawn.
+      rngs: unused, for the signature of NNX layers.
 
     Raises:
       ValueError: for an unknown `base` or `shift`.
@@ -70,18 +70,18 @@ class RAA(nnx.Module):
 
 
 class Response(nnx.Variable):
-    """An aggregated response [B, D], kept in its module until `responses` takes it out."""
+    """The variable type of an aggregated response [B, D]."""
 
 
 def record(module: nnx.Module, response: Array, name: str = "response") -> None:
-    """Hands out an aggregated response [B, D] where ARR applies, as `module`'s attribute `name`.
+    """Stores an aggregated response [B, D], for ARR, as the attribute `name` of `module`.
 
-    Two responses of one module need two names.
+    Several responses of one module need different names.
     """
-    # Not `sow`: without `nnx.capture`, which older versions of Flax lack, it warns.
+    # Not `sow`, which warns outside `nnx.capture`, a function that older versions of Flax lack.
     setattr(module, name, Response(response))
 
 
 def responses(model: nnx.Module) -> dict[Any, Any]:
-    """Takes the responses of the last forward pass out of `model`, as a tree of [B, D] arrays."""
+    """Pops the responses of the last forward pass from `model`, as a tree of [B, D] arrays."""
     return nnx.to_pure_dict(nnx.pop(model, Response))

@@ -1,12 +1,16 @@
-"""Names what images show: the five most probable classes of each.
+"""Classifies images: prints the five most probable classes of each.
 
     python -m dnrt_jax.predict --workdir=runs/digits IMAGE...
     python -m dnrt_jax.predict --weights=DIR/NAME.safetensors --json IMAGE...
 
-An IMAGE is a file, a folder, which stands for the images anywhere below it, or - for a list on
-standard input, one a line. Weights come from `python -m dnrt_jax.convert`. An image that cannot be
-read is answered in one line, and the exit status is then 1.
+An IMAGE is a file, a folder (all images below it) or - (file names on standard input, one per
+line). `python -m dnrt_jax.convert` makes the weights. For an image that cannot be read, one line is
+printed, and the exit status is 1.
 """
+
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
 
 import argparse
 import json
@@ -22,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnrt_jax import convert, models
-from dnrt_jax.data import augment
-from dnrt_jax.data import decode as images
-from dnrt_jax.runtime.process import keep_programs, one_line_errors
+from dnrt_jax.data import augment, decode
+from dnrt_jax.runtime.errors import WeightsError, WorkdirError
+from dnrt_jax.runtime.process import Parser, keep_programs, user_errors
 from dnrt_jax.runtime.weight_files import Description, StateDict
 
 TOP = 5
@@ -32,10 +36,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 class Classifier:
-    """Weights as a function: images u8[B, eval_resize, eval_resize, C] -> probabilities f32[B, K].
+    """Maps images u8[B, eval_resize, eval_resize, C] to probabilities f32[B, K].
 
     Raises:
-      ValueError: if the weights do not fit their description; when called, if they give a NaN.
+      WeightsError: if the weights do not fit their description; on calls, if the result is NaN.
     """
 
     def __init__(self, state_dict: StateDict, description: Description):
@@ -57,42 +61,41 @@ class Classifier:
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         probs = np.asarray(self._run(self._variables, batch))
         if not np.isfinite(probs).all():
-            raise ValueError("the weights give probabilities that are no numbers")
+            raise WeightsError("the weights give probabilities that are NaN")
         return probs
 
     def read(self, name: str) -> np.ndarray:
-        """The image file `name` as u8[eval_resize, eval_resize, C]: its centre square.
+        """Reads the image file `name`: its centre square as u8[eval_resize, eval_resize, C].
 
         Raises:
-          BrokenImage: one line on what is wrong with it.
+          BrokenImage: if the file cannot be read.
         """
         path = Path(name)
         if path.is_dir():
-            raise images.BrokenImage(f"{name}: no images below it ({', '.join(SUFFIXES)})")
+            raise decode.BrokenImage(f"{name}: no images below it ({', '.join(SUFFIXES)})")
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise images.BrokenImage(f"{name}: {error.strerror}") from None
-        with images.opened(data, name) as image:
-            image = images.to_rgb(image).convert("L" if self.channels == 1 else "RGB")
-            square = np.asarray(images.fit(image, self.description.eval_resize))
+            raise decode.BrokenImage(f"{name}: {error.strerror}") from None
+        with decode.opened(data, name) as image:
+            image = decode.to_rgb(image).convert("L" if self.channels == 1 else "RGB")
+            square = np.asarray(decode.fit(image, self.description.eval_resize))
         return square.reshape(*square.shape[:2], self.channels)
 
     def predict(self, names: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
-        """{"image", "predictions": [{"class", "index", "probability"}]} or {"image", "error"}.
-
-        One for each of `names`, in their order; the most probable class first.
+        """Yields a dict for each name, in order; the most probable class comes first:
+        {"image", "predictions": [{"class", "index", "probability"}]}, or {"image", "error"}.
         """
         names, rows = iter(names), 0
         while chunk := list(islice(names, batch_size)):
-            rows = rows or len(chunk)  # a last batch, though smaller, needs no compilation
+            rows = rows or len(chunk)  # the last batch is padded, to avoid another compilation
             side = self.description.eval_resize
             batch = np.zeros((rows, side, side, self.channels), np.uint8)
             errors: dict[int, str] = {}
             for i, name in enumerate(chunk):
                 try:
                     batch[i] = self.read(name)
-                except images.BrokenImage as error:
+                except decode.BrokenImage as error:
                     errors[i] = str(error)
             probs = self(batch)
             for i, name in enumerate(chunk):
@@ -110,7 +113,7 @@ class Classifier:
 
 
 def expand(arguments: Iterable[str]) -> Iterator[str]:
-    """Files for folders and for the list on standard input; a folder without any as it is."""
+    """Expands folders and "-" (standard input) to file names; an empty folder stays as it is."""
     for argument in arguments:
         if argument == "-":
             lines = (line.rstrip("\n") for line in sys.stdin)
@@ -126,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(format="%(message)s")
     keep_programs()
-    with one_line_errors():
+    with user_errors():
         if args.workdir and not args.workdir.is_dir():
-            raise ValueError(f"--workdir={args.workdir}: no such folder")
+            raise WorkdirError(f"--workdir={args.workdir}: no such folder")
         state_dict, description = convert.load(args.workdir or args.weights, args.checkpoint)
         if description is None:
-            raise ValueError(
+            raise WeightsError(
                 f"{args.weights}: no config.json beside it that says what it is; make both with "
                 "python -m dnrt_jax.convert"
             )
@@ -150,19 +153,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dnrt_jax.predict",
-        description="Names what images show: the five most probable classes of each.",
-        allow_abbrev=False,
+        description="Prints the five most probable classes of each image.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="of a run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="made by dnrt_jax.convert")
-    parser.add_argument("--checkpoint", default="latest", help="of a run: latest, best or a step")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--batch_size", type=int, default=32, help="images at a time; default: 32")
+    parser.add_argument("--checkpoint", default="latest", help="for a run: latest, best or a step")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per batch; default: 32")
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="file, folder, or - for a list on standard input"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="file, folder, or - to read file names from standard input",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1:

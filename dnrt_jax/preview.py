@@ -1,40 +1,42 @@
-"""A picture of what the model sees: each class by its name, training and evaluation side by side.
+"""Draws the inputs of the model: augmented training images and evaluation images of each class.
 
 python -m dnrt_jax.preview --config=configs/X.py --out=grid.png [--config.data.flip=0.5 ...]
 """
 
-import inspect
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
+
 import logging
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
-from dnrt_jax import config as schema
-from dnrt_jax.config import Config
-from dnrt_jax.data import augment, datasets
-from dnrt_jax.data import stream as loader
-from dnrt_jax.runtime import process as cli
+from dnrt_jax import tasks
+from dnrt_jax.config import Config, validate
+from dnrt_jax.config_file import load
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.process import Parser, split_overrides, user_errors
 
 CLASSES_AT_MOST = 100
 ROWS_AT_MOST = 20
 CELL = 0.8  # inches
-GAP = 0.15  # cells between training and evaluation
+GAP = 0.15  # between training and evaluation, in cells
 NAME_AT_MOST = 24  # letters
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # images u8[B, H, W, C], labels i32[B]
 
 
 class Row(NamedTuple):
-    """Images of one class as the model gets them, scaled back to f32[n, S, S, C] in 0 .. 1.
+    """Model inputs of one class, denormalised to f32[n, S, S, C] in 0 .. 1.
 
-    A class with less than n images, as far as the preview looked, has black ones in their place.
+    If fewer than n images of the class were found, black images fill the row.
     """
 
     name: str
@@ -43,64 +45,30 @@ class Row(NamedTuple):
 
 
 def rows(config: Config) -> list[Row]:
-    """Images of each class in random order, chosen and augmented by `config.seed`.
+    """Random images of each class, chosen and augmented with `config.seed`.
 
-    Of many classes a hundred, evenly spaced. Raises DataError as `datasets.load` does, and
-    ValueError as the transforms do.
+    Of more than a hundred classes, a hundred are shown.
+
+    Raises:
+      UserError: if the data cannot be read or the task has no images.
     """
-    data = config.data
-    train, names, cropped = _batches(config, "train")
-    test, _, _ = _batches(config, "test")
+    task, data = tasks.find(config.task)(config), config.data
+    train, test = (task.samples(split, config.seed) for split in ("train", "test"))
+    if train is None or test is None:
+        raise ConfigError(f"config.task={config.task!r}: has no images to show")
+    names = task.class_names
     shown = np.linspace(0, len(names) - 1, min(len(names), CLASSES_AT_MOST)).round().astype(int)
     n_train, n_test = (6, 3) if len(names) <= ROWS_AT_MOST else (2, 1)
 
-    augmented = _create(augment.train_transform, data, **({"crop": "none"} if cropped else {}))
     keys = jax.random.split(jax.random.key(config.seed), len(shown) * n_train)
-    training = augmented(keys, _collect(train, shown, n_train))
-    evaluation = _create(augment.eval_transform, data)(_collect(test, shown, n_test))
+    training = task.preprocess(keys, _collect(train, shown, n_train))
+    evaluation = task.eval_preprocess(_collect(test, shown, n_test))
     pixels = (
         np.clip(np.asarray(images) * np.float32(data.std) + np.float32(data.mean), 0, 1)
         for images in (training, evaluation)
     )
     by_class = (np.split(images, len(shown)) for images in pixels)
     return [Row(names[label], *images) for label, *images in zip(shown, *by_class, strict=True)]
-
-
-def _create(transform: Callable[..., Any], data: Config, **changed: Any) -> Any:
-    fields = inspect.signature(transform).parameters
-    return transform(**{field: data[field] for field in fields} | changed)
-
-
-def _batches(config: Config, split: str) -> tuple[Batches, tuple[str, ...], bool]:
-    """One epoch in random order, class names, whether the loader has cropped the images already."""
-    data = config.data
-    folder = datasets.data_dir(data.dir)
-    source = datasets.find(data.name, folder, split)
-    if source is not None and loader.is_large(source, data.image_size):
-        cropped = split == "train" and data.crop == "random_resized"
-        crop = loader.RandomResizedCrop(data.crop_area, data.crop_aspect, data.interpolation)
-        stream = loader.Stream(
-            source,
-            batch_size=min(loader.CHUNK, len(source)),
-            side=data.image_size if split == "train" else data.eval_resize,
-            crop=crop if cropped else None,
-            shuffle=True,
-            seed=config.seed,
-            on_error=data.on_error,
-        )
-        batches = ((b["image"][b["mask"]], b["label"][b["mask"]]) for b in stream.epoch())
-        return batches, source.class_names, cropped
-    memory = datasets.load(
-        data.name,
-        folder,
-        split,
-        image_size=data.image_size,
-        imbalance=data.imbalance,
-        on_error=data.on_error,
-    )
-    order = np.random.default_rng(config.seed).permutation(len(memory))
-    batches = ((memory.images[[i]], memory.labels[[i]]) for i in order)
-    return batches, memory.class_names, False
 
 
 def _collect(batches: Batches, shown: np.ndarray, each: int) -> np.ndarray:
@@ -118,7 +86,7 @@ def _collect(batches: Batches, shown: np.ndarray, each: int) -> np.ndarray:
 
 
 def draw(grid: list[Row], title: str, out: str | Path) -> None:
-    """Writes the rows as an image file, in columns of at most ROWS_AT_MOST classes."""
+    """Writes the rows to an image file, in columns of at most ROWS_AT_MOST classes."""
     names = [n if len(n) <= NAME_AT_MOST else n[: NAME_AT_MOST - 1] + "…" for n, _, _ in grid]
     margin = 0.12 * max(max(map(len, names)), 4) + 0.3
     n_train, n_test = len(grid[0].training), len(grid[0].evaluation)
@@ -146,18 +114,22 @@ def draw(grid: list[Row], title: str, out: str | Path) -> None:
     figure.savefig(out)
 
 
-def main(argv: list[str]) -> None:
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    with cli.one_line_errors():
-        config = CONFIG.value
-        if len(argv) > 1 or config is None:
-            raise app.UsageError("give --config=configs/NAME.py, as configs/digits.py")
-        schema.validate(config)
-        if schema.takes_graph(config):
-            raise ValueError(f"config.model.name={config.model.name!r}: takes a graph, not images")
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s")
+    with user_errors():
+        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        parser = Parser(prog="python -m dnrt_jax.preview", description=__doc__)
+        parser.add_argument("--config", required=True, help="the experiment: configs/NAME.py")
+        parser.add_argument(
+            "--out", type=Path, default=Path("preview.png"), help="output file: .png, .pdf or .svg"
+        )
+        args = parser.parse_args(words)
+        config = load(args.config, overrides)
+        validate(config)
         grid = rows(config)
-        draw(grid, _title(config), OUT.value)
-    print(f"{OUT.value}: {len(grid)} classes")
+        draw(grid, _title(config), args.out)
+    print(f"{args.out}: {len(grid)} classes")
+    return 0
 
 
 def _title(config: Config) -> str:
@@ -166,17 +138,5 @@ def _title(config: Config) -> str:
     return f"{data.name}, {data.image_size} pixels: " + ", ".join(filter(None, steps))
 
 
-def _parse(argv: list[str]) -> list[str]:
-    with cli.one_line_errors():
-        try:
-            return flags.FLAGS(argv)
-        except AttributeError as error:
-            raise ValueError(f"--config: no such field: {error}") from error
-        except Exception as error:  # a config file is code: it may raise anything
-            raise ValueError(str(error)) from error
-
-
-if __name__ == "__main__":  # flags are global: defined above they would collide with main.py's
-    CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment: configs/NAME.py")
-    OUT = flags.DEFINE_string("out", "preview.png", "the picture: .png, .pdf, .svg ...")
-    app.run(main, flags_parser=_parse)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Response-adaptive activation (RAA): an activation whose condition moves with its input.
+"""Response-adaptive activation (RAA): GELU with a learned, input-dependent shift of its threshold.
 
     RAA(x) = x * Phi(x + f(x)),   f(x) = w.x + b        (Qiu et al., ICLR 2024, eq. 2)
 
-Phi is the standard normal distribution function. One shift serves the whole feature vector: a
-token, or a pixel of a feature map. With w = b = 0, where training starts, RAA is the exact GELU.
-The ReLU form of the authors' code, max(0, x + f(x)), starts as ReLU; there the shift moves the
-output too.
+Phi is the standard normal distribution function. All elements of a feature vector (a token, or a
+pixel of a feature map) share one shift f(x). Training starts with w = b = 0, where RAA is the exact
+GELU. The ReLU form of the authors' code, max(0, x + f(x)), starts as ReLU; it adds the shift to
+the output as well.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def raa(x: Array, w: Array | None, b: Array | float) -> Array:
     """GELU form, x * Phi(x + f(x)).
 
     Args:
-      x: [..., D], any leading dimensions. Half precision is computed in float32 and rounded once.
+      x: [..., D], any leading dimensions. Lower precisions are computed in float32.
       w: [D] for one shift per vector, [D, D] (input by output) for one per element, or None for
-        a shift that does not depend on x.
+        a shift that is independent of x.
       b: [], or [D] with an element-wise `w`.
 
     Returns:
@@ -41,12 +41,12 @@ def raa_relu(x: Array, w: Array | None, b: Array | float) -> Array:
 
 
 def normal_cdf(z: Array) -> Array:
-    """Phi, by the error function."""
+    """The standard normal distribution function Phi."""
     return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
 
 
 def promote(x: Array) -> Array:
-    """`x` in float32, or in float64 where it is that."""
+    """`x` in float32, or in float64 if that is its dtype."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -55,13 +55,13 @@ def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
     if w is None:
         return b
     w = w.astype(x.dtype)
-    # A product of flat rows: XLA:CPU takes three times as long for a sum over the last axis.
+    # As a 2-D matrix product: on XLA:CPU a sum over the last axis takes three times as long.
     rows = jnp.matmul(x.reshape(-1, x.shape[-1]), w, precision=jax.lax.Precision.HIGHEST)
     return rows.reshape(*x.shape[:-1], -1) + b
 
 
 def variant(base: str, shift: str, d: int) -> tuple[Callable[..., Array], tuple | None, tuple]:
-    """The function that `base` names, and the shapes of w and b that `shift` names.
+    """The function for `base`, and the shapes of w (or None) and b for `shift`.
 
     Raises:
       ValueError: for an unknown `base` or `shift`.
@@ -95,6 +95,6 @@ class RAA(nn.Module):
         zeros = nn.initializers.zeros
         w = None if w_shape is None else self.param("w", zeros, w_shape)
         b = self.param("b", zeros, b_shape)
-        if self.is_mutable_collection("intermediates"):  # where somebody looks
+        if self.is_mutable_collection("intermediates"):  # for reports
             self.sow("intermediates", "shift", _shift(promote(x), w, b))
         return activate(x, w, b)

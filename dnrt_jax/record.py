@@ -1,14 +1,15 @@
-"""How a Flax module hands out the responses that ARR reads."""
+"""`record`: how a Flax module exposes the aggregated responses that ARR regularizes."""
 
 import flax.linen as nn
 from jax import Array
 
 
 def record(module: nn.Module, response: Array, name: str = "response") -> None:
-    """Hands out an aggregated response [B, D] where ARR applies; free unless somebody collects.
+    """Stores an aggregated response [B, D] in the collection "responses", for ARR.
 
-    Call it in a module's `@nn.compact` method or below. `model.apply(..., mutable=["responses"])`
-    returns the responses as a tree of [B, D] arrays, by module and `name`. Two responses of one
-    module need two names: the second of one name takes the first one's place.
+    Call it inside a module's `@nn.compact` method. `model.apply(..., mutable=["responses"])`
+    returns the responses as a tree of [B, D] arrays, by module and `name`; without `mutable` the
+    call does nothing. Several responses of one module need different names: with the same name,
+    the last one replaces the others.
     """
     module.sow("responses", name, response, reduce_fn=lambda _, x: x, init_fn=lambda: response)

@@ -1,160 +1,207 @@
-"""The loop around the training step: it can be killed anywhere and goes on bit for bit.
+"""The training loop. It can be killed at any time and resumed with bitwise the same result.
 
-What happens at a step is a function of (config, step) alone: the images of the batch, augmentation,
-dropout, what is logged, evaluated and saved. So a resumed run retraces one that never stopped.
+The samples of a batch, augmentation, dropout, and what is logged, evaluated and saved are functions
+of (config, step) alone, so a resumed run repeats exactly what an uninterrupted run does.
 """
 
 import logging
 import math
 import os
 import signal
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnrt_jax import config as schema
-from dnrt_jax import convert
-from dnrt_jax.experiment import Problem, Programs, evaluator
-from dnrt_jax.report import curves as plots
-from dnrt_jax.runtime import checkpoint
-from dnrt_jax.runtime import flops as cost
-from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.config import Config, to_json
+from dnrt_jax.experiment import Experiment, initial_state
+from dnrt_jax.report import curves
+from dnrt_jax.runtime import checkpoint, flops, multihost
+from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
 from dnrt_jax.runtime.progress import Progress
 from dnrt_jax.runtime.workdir import Workdir, best_record
-from dnrt_jax.training import dispatch as feed
-from dnrt_jax.training.metrics import NonFiniteError
+from dnrt_jax.training.state import TrainState
 
 
 class Stop:
-    """SIGTERM or SIGINT: the first asks the loop to save and end, the second ends at once."""
+    """Context manager for signals: the first SIGTERM or SIGINT makes the loop save and end, the
+    second ends the process immediately."""
 
-    def __init__(self):
+    def __enter__(self):
         self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._catch)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._catch) for number in numbers}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def status(self) -> int:
-        """The exit status: 128 + the signal's number, as shells have it; another process may have
-        been the one to get it."""
+        """The exit status, 128 + signal number; SIGTERM if only another process got a signal."""
         return 128 + (self.signal or signal.SIGTERM)
 
     def _catch(self, number, frame):
         if self.signal:
             os._exit(128 + number)
         self.signal = number
-        logging.warning("%s: saving, then ending; again to end now", signal.Signals(number).name)
+        logging.warning(
+            "%s: saving a checkpoint, then exiting; send it again to exit immediately",
+            signal.Signals(number).name,
+        )
 
 
-def fit(problem: Problem, fns: Programs, workdir: Workdir, stop: Stop) -> dict[str, Any] | None:
-    """Trains from the newest checkpoint, or from the start, to the end.
+class Due(NamedTuple):
+    """What to do after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    last: bool
+
+
+class Calendar(NamedTuple):
+    """The schedule of logging, evaluation and checkpoints, in steps."""
+
+    log: int
+    evaluate: int
+    save: int
+    epoch: int
+    total: int
+
+    def until_next(self, step: int, most: int) -> int:
+        """Number of steps from `step` to the next event or end of an epoch, at most `most`."""
+        periods = (self.log, self.evaluate, self.save, self.epoch)
+        return min(most, self.total - step, *(n - step % n for n in periods))
+
+    def due(self, step: int) -> Due:
+        last = step == self.total
+        evaluate = step % self.evaluate == 0 or last
+        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last, last)
+
+
+class Window:
+    """The values of the steps since the last log record."""
+
+    def __init__(self, values: dict[str, list[float]], skipped: int):
+        self.values, self.skipped = values, skipped
+
+    def add(self, values: dict[str, np.ndarray], finite: np.ndarray) -> None:
+        self.skipped += int((~finite).sum())
+        for name, column in values.items():
+            self.values.setdefault(name, []).extend(column[finite].astype(float).tolist())
+
+    def take_means(self) -> dict[str, float]:
+        """Returns the means as {"train/NAME": value} and starts a new window."""
+        values, self.values = self.values, {}
+        return {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in values.items() if xs}
+
+
+def fit(
+    experiment: Experiment, workdir: Workdir, stop: Stop, fresh: TrainState | None = None
+) -> dict[str, Any] | None:
+    """Trains to the last step, from the newest checkpoint or, without one, from the state `fresh`.
 
     Returns:
-      The summary; None if `stop` ended the run early, with everything saved.
+      The summary of the run; None if `stop` ended it early, after a checkpoint.
 
     Raises:
-      NonFiniteError, CheckpointError, OSError: one line on what stopped the run.
+      UserError, OSError: what stopped the run.
     """
-    config, total, epoch_steps = problem.config, problem.total_steps, problem.epoch_steps
-    evaluate = evaluator(problem)
-    state, step, (window, skipped) = _start(fns, problem, workdir)
-    batches = feed.training(problem.train, config, fns.step, fns.shapes)
-    log_every, dispatch = config.train.log_steps, config.train.dispatch_steps
-    eval_every, save_every = problem.duration("eval"), problem.duration("checkpoint")
+    config, calendar = experiment.config, calendar_of(experiment)
+    evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
+    state, step, window = _start(experiment, workdir, fresh)
+    dispatch = experiment.dispatch()
     best_step = _best_step(workdir, config)
-    progress = Progress(step, total, problem.batch_size, is_main=parallel.is_main())
-    macs, stopping = problem.macs, False
-    if macs and parallel.is_main():
-        print(f"{macs / 1e6:.4g} million multiply-accumulates an image, forward", flush=True)
-
-    while step < total and not stopping:
-        ends = [(step // n + 1) * n for n in (log_every, eval_every, save_every, epoch_steps)]
-        count = min(dispatch, total - step, *(end - step for end in ends))
+    progress = Progress(
+        step, calendar.total, experiment.task.batch_size, is_main=multihost.is_main()
+    )
+    macs, stopping = experiment.task.multiply_accumulates(experiment.model), False
+    progress.say(f"{macs / 1e6:.4g} million multiply-accumulates a sample, forward" if macs else "")
+    progress.say("compiling the training step")
+    while step < calendar.total and not stopping:
+        count = calendar.until_next(step, config.train.dispatch_steps)
         with progress.timed(count):
-            state, values = batches.run(state, step, count)
-        finite = _finite(values, step, config.train.on_nonfinite == "stop")
-        skipped += int((~finite).sum())
-        if skipped > config.train.max_skipped:
-            raise NonFiniteError(
-                f"step {step + count}: {skipped} steps were skipped, more than "
-                f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is whole"
-            )
-        for name, column in values.items():
-            window.setdefault(name, []).extend(column[finite].astype(float).tolist())
+            state, values = dispatch.run(state, step, count)
+        window.add(values, _finite(values, step, config.train.on_nonfinite == "stop"))
         step += count
-        stopping = parallel.any_process(bool(stop.signal))
+        _check_skipped(window.skipped, step, config)
+        workdir.write_config(config)  # only after a step was taken with it
+        stopping, due = multihost.any_process(bool(stop.signal)), calendar.due(step)
 
-        last = step == total
-        record: dict[str, Any] = {"step": step, "epoch": step / epoch_steps}
-        if step % log_every == 0 or step % eval_every == 0 or last:
-            means = {name: math.fsum(xs) / len(xs) for name, xs in window.items() if xs}
-            record |= {f"train/{name}": mean for name, mean in means.items()}
+        record: dict[str, Any] = {"step": step, "epoch": step / calendar.epoch}
+        if due.log:
+            record |= window.take_means()
             if config.train.on_nonfinite == "skip":
-                record["train/skipped"] = skipped
-            record["train/lr"] = float(fns.rate(step - 1))
+                record["train/skipped"] = window.skipped
+            record["train/lr"] = float(experiment.rate(step - 1))
             record |= _speed(progress.images_per_sec(), macs)
-            window = {}
-        if step % eval_every == 0 or last:
+        if due.evaluate:
             results = evaluate(state)
             workdir.write_json("confusion.json", results.pop("confusion").tolist())
             record |= results
-        if len(record) > 2:
+        if due.log:
             workdir.record(record)
             progress.show(record)
-        if "test/acc" in record:
+        if due.evaluate:
             best_step = _best_step(workdir, config)
-        if step % save_every == 0 or last or stopping or step == best_step:
-            if not _is_finite(state):
-                raise NonFiniteError(f"step {step}: a parameter or a mean is not finite; not saved")
-            text = schema.to_json(config)
-            extra = {"window": window, "skipped": skipped}
-            checkpoint.save(workdir.checkpoints, state, step, config=text, extra=extra)
-            checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
+        if due.save or stopping or step == best_step:
+            _save(workdir, state, step, config, window, best_step)
     progress.close()
-    return _summarize(workdir, state, config) if step == total else None
+    return _summarize(workdir, state, config) if step == calendar.total else None
 
 
-def _best_step(workdir: Workdir, config: schema.Config) -> int | None:
+def calendar_of(experiment: Experiment) -> Calendar:
+    return Calendar(
+        experiment.config.train.log_steps,
+        experiment.period("eval"),
+        experiment.period("checkpoint"),
+        experiment.epoch_steps,
+        experiment.total_steps,
+    )
+
+
+def _start(experiment: Experiment, workdir: Workdir, fresh: TrainState | None):
+    """The (state, step, window) to start or resume from."""
+    total = experiment.total_steps
+    restored = checkpoint.restore(workdir.checkpoints, experiment.shapes)
+    if restored is None:
+        workdir.rewind(0)
+        return initial_state(experiment) if fresh is None else fresh, 0, Window({}, 0)
+    if restored.step > total:
+        raise WorkdirError(
+            f"{workdir.path}: is at step {restored.step}, beyond the {total} steps of this config; "
+            "set at least as many, or choose another --workdir"
+        )
+    logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
+    workdir.rewind(restored.step)
+    extra = restored.extra
+    return restored.state, restored.step, Window(extra["window"], extra.get("skipped", 0))
+
+
+def _best_step(workdir: Workdir, config: Config) -> int | None:
     best = best_record(workdir.records(), config.eval.metric)
     return best["step"] if best else None
 
 
-def _start(fns: Programs, problem: Problem, workdir: Workdir):
-    """(state, step, (window, skipped)) to go on with."""
-    restored = checkpoint.restore(workdir.checkpoints, fns.shapes)
-    if restored is None:
-        workdir.rewind(0)
-        return initial_state(fns, problem), 0, ({}, 0)
-    logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
-    workdir.rewind(restored.step)
-    window, skipped = restored.extra["window"], restored.extra.get("skipped", 0)
-    return restored.state, restored.step, (window, skipped)
-
-
-def initial_state(fns: Programs, problem: Problem):
-    """The state at step 0, with the weights of `config.init_from` where that is set."""
-    state, source = fns.create(), problem.config.init_from
-    if not source:
-        return state
-    try:
-        state_dict, _ = convert.load(Path(source).expanduser())
-        variables = convert.fit(state_dict, problem.model, len(problem.config.data.mean))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise schema.ConfigError(f"config.init_from: {error}") from None
-    place = lambda value, like: jax.device_put(value.astype(like.dtype), like.sharding)
-    params = jax.tree.map(place, variables["params"], state.params)
-    batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), state.batch_stats)
-    logging.info("starting from the weights of %s", source)
-    return state.replace(params=params, batch_stats=batch_stats)
+def _save(
+    workdir: Workdir, state: Any, step: int, config: Config, window: Window, best_step: int | None
+) -> None:
+    if not _is_finite(state):
+        raise NonFiniteError(
+            f"step {step}: a parameter or class mean is not finite; no checkpoint was saved"
+        )
+    extra = {"window": window.values, "skipped": window.skipped}
+    checkpoint.save(workdir.checkpoints, state, step, config=to_json(config), extra=extra)
+    checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
 
 
 def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | None]:
-    """What the log says of it; share of the devices' peak and their memory only where known."""
+    """Log entries on speed; utilization and memory only if known for the device."""
     speed: dict[str, float | None] = {"train/images_per_sec": images_per_sec}
-    if images_per_sec and macs and (share := cost.utilization(macs, images_per_sec)):
+    if images_per_sec and macs and (share := flops.utilization(macs, images_per_sec)):
         speed["train/utilization"] = share
     if memory := jax.local_devices()[0].memory_stats():
         speed["train/peak_gb"] = memory["peak_bytes_in_use"] / 1e9
@@ -168,32 +215,40 @@ def _is_finite(state: Any) -> jax.Array:
 
 
 def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
-    """Which of the steps from `step` on were finite, bool[n]: the others changed nothing.
+    """Whether each step from `step` on was finite, bool[n]; the others left the state unchanged.
 
     Raises:
-      NonFiniteError: with `stop`, at the first that was not.
+      NonFiniteError: with `stop`, for the first step that was not finite.
     """
     finite = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
     for i in np.flatnonzero(~finite):
         seen = {name: float(column[i]) for name, column in values.items()}
-        # A gradient may overflow where the losses do not, and a sum only if one of its terms does.
+        # Name the first cause: a sum is not finite if a term is not; a gradient may overflow alone.
         terms = ("loss_ce", "loss_arr", "loss", "grad_norm")
         cause = next(t for t in terms if t in seen and not math.isfinite(seen[t]))
         listed = ", ".join(f"{name}={value:g}" for name, value in seen.items())
         line = f"{cause} is not finite at step {step + i + 1} ({listed})"
         if stop:
             raise NonFiniteError(
-                f"{line}; lower config.optim.lr or look at the data, or go on without such steps "
-                "with --config.train.on_nonfinite=skip; the last checkpoint is whole"
+                f"{line}; lower config.optim.lr, check the data, or skip such steps with "
+                "--config.train.on_nonfinite=skip; the last checkpoint is intact"
             )
         logging.warning("%s: skipped", line)
     return finite
 
 
-def _summarize(workdir: Workdir, state, config: schema.Config) -> dict[str, Any]:
+def _check_skipped(skipped: int, step: int, config: Config) -> None:
+    if skipped > config.train.max_skipped:
+        raise NonFiniteError(
+            f"step {step}: {skipped} steps were skipped, more than "
+            f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is intact"
+        )
+
+
+def _summarize(workdir: Workdir, state, config: Config) -> dict[str, Any]:
     records = workdir.records()
-    if parallel.is_main():
-        plots.curves(records, workdir.path / "curves.png")
+    if multihost.is_main():
+        curves.draw(records, workdir.path / "curves.png")
     summary = {
         "step": int(state.step),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),

@@ -1,24 +1,23 @@
 """Cora and Citeseer: GCN and GraphSAGE with four activations, the mean of ten seeds.
 
-    python -m scripts.graphs --data_dir=DIR      # one JSON line a run, in --out; skips the finished
-    python -m scripts.graphs --table             # the lines as Markdown
+    python -m scripts.graphs --data_dir=DIR      # one JSON line per run, in --out
+    python -m scripts.graphs --table             # the lines as a Markdown table
 
-DIR holds cora.npz and citeseer.npz. The test accuracy of a run is that of its best epoch in
-validation.
+DIR holds cora.npz and citeseer.npz. Runs in --out are skipped. The test accuracy of a run is that
+of the epoch with the best validation accuracy.
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import statistics
 from pathlib import Path
 
-from dnrt_jax import config as schema
-from dnrt_jax import experiment as problem
-from dnrt_jax.training import dispatch as feed
+from dnrt_jax import experiment
+from dnrt_jax.config import validate
+from dnrt_jax.config_file import load
 
-CASES = {  # activation, weight of ARR
+CASES = {  # name: (activation, weight of ARR)
     "relu": ("relu", 0.0),
     "gelu": ("gelu", 0.0),
     "raa": ("raa", 0.0),
@@ -27,25 +26,24 @@ CASES = {  # activation, weight of ARR
 
 
 def run(name: str, model: str, case: str, seed: int, data_dir: Path, arr_weight: float | None):
-    """{"valid", "test": accuracy at the best epoch, "last": at the last one}"""
-    config = importlib.import_module(f"configs.{name}").get_config(model)
+    """Trains and returns {"valid", "test": accuracies at the best epoch, "last": at the last}."""
+    config = load(f"configs/{name}.py:{model}")
     config.seed, config.data.dir = seed, str(data_dir)
     config.model.act, weight = CASES[case]
     if weight is not None:
         config.arr.weight = weight
     elif arr_weight is not None:
         config.arr.weight = arr_weight
-    schema.validate(config)
-    described = problem.load(config)
-    fns, evaluate = problem.programs(described), problem.evaluator(described)
-    state = fns.create()
-    batches = feed.training(described.train, config, fns.step, fns.shapes)
+    validate(config)
+    built = experiment.load(config)
+    evaluate = built.task.evaluator(built.model, built.mesh)
+    dispatch, state = built.dispatch(), built.create()
     results = []
-    for step in range(described.total_steps):
-        state, _ = batches.run(state, step, 1)
+    for step in range(built.total_steps):
+        state, _ = dispatch.run(state, step, 1)
         values = evaluate(state)
         results.append((values["valid/acc"], values["test/acc"]))
-    best = max(results, key=lambda pair: pair[0])  # the first of them
+    best = max(results, key=lambda pair: pair[0])  # the first one, if equal
     return {"valid": best[0], "test": best[1], "last": results[-1][1]}
 
 
@@ -70,7 +68,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gcn", "graphsage"])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--arr_weight", type=float, help="instead of the config's")
+    parser.add_argument("--arr_weight", type=float, help="default: as in the config")
     parser.add_argument("--out", type=Path, default=Path("results/graphs.jsonl"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()

@@ -1,33 +1,42 @@
-"""Makes a table of the paper: plans its runs, trains what is not finished, prints it beside ours.
+"""Reproduces a table of the paper: trains the runs that are not finished and prints the results.
 
-    python scripts/reproduce.py table6 --dry_run                # what would run, and for how long
+    python scripts/reproduce.py table6 --dry_run                # list the runs, estimate the time
     python scripts/reproduce.py table1 --datasets cifar10 --models vit_tiny --seeds 0 1 2
     python scripts/reproduce.py table6 --scale=tiny             # on digits, in minutes
+    python scripts/reproduce.py table1 --steps 1                # does every row run here?
     python scripts/reproduce.py study --seeds 0 1 2             # for two CPU cores, see docs
 
 table1: ViTs, table2: CNNs, table3: ImageNet-1k, table4: cost, table5: DGraph and long tails,
 table6: ablation. Data lie in $DATA_DIR. Runs lie in --runs, one folder each, and can be
 interrupted: the same command goes on. A run that fails is named below the table. Numbers go to
---results.
+--results. Fields of the config, as --config.model.dtype=bfloat16, are set in every run: give such
+runs folders of their own by --runs and --results.
 """
 
 import argparse
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for a clone that is not installed
+
+from dnrt_jax.data.datasets import data_dir
+from dnrt_jax.runtime.errors import ConfigError, DataNotFoundError
+from dnrt_jax.runtime.process import split_overrides, user_errors
+
 PAPER: dict[str, Any] = json.loads((ROOT / "results" / "paper" / "tables.json").read_text())
-CASES = {"dnrt": "raa+arr"}  # what the paper calls otherwise
-VITS = {  # at 32 and at 224 pixels
+CASES = {"dnrt": "raa+arr"}  # other names, from the paper
+VITS = {  # names at 32 and at 224 pixels
     "vit_tiny": ("vit_tiny_patch4_32", "vit_tiny_patch16_224"),
     "deit_tiny": ("deit_tiny_patch4_32", "deit_tiny_patch16_224"),
     "cait_xxs": ("cait_xxs24_patch4_32", "cait_xxs24_224"),
@@ -41,43 +50,25 @@ CNNS = {
     "mobilenet": ("cifar_mobilenet", "mobilenet_v1"),
     "shufflenet": ("cifar_shufflenet", "shufflenet_v1"),
 }
-# The paper is silent on its CNNs; their numbers agree with the usual protocol of CIFAR's.
-CNN_PROTOCOL = {
-    "model.drop_path_rate": "None",
-    "data.crop": "pad",
-    "data.rand_augment": "",
-    "data.erase": 0.0,
-    "data.eval_resize": 32,
-    "optim.name": "sgd",
-    "optim.lr": 0.1,
-    "optim.schedule": "multistep",
-    "optim.milestones": "(60.0,120.0,160.0)",
-    "optim.gamma": 0.2,
-    "optim.warmup_epochs": 1.0,
-    "optim.weight_decay": 5e-4,
-    "optim.clip": 0.0,
-    "train.epochs": 200,
-    "train.batch_size": 128,
-}
 TINY = {"model.embed_dim": 16, "model.depth": 2, "model.num_heads": 2, "train.epochs": 2}
 TINY |= {"train.batch_size": 128, "train.eval_epochs": 1.0, "optim.warmup_epochs": 0.5}
-CPU_FLOPS = 150e9  # of two cores in training, docs/performance.md
-SHARE_OF_PEAK = 0.2  # of an accelerator
+CPU_FLOPS = 150e9  # in training on two cores, see docs/performance.md
+SHARE_OF_PEAK = 0.2  # assumed for accelerators
 START = 20 / 3600  # hours
 
 
 class Row(NamedTuple):
-    """A line of a table: a dataset, a model and a case, as raa+arr; `paper` is its number there."""
+    """A row of a table: data set, model and case, as raa+arr; `paper` is the paper's result."""
 
     dataset: str
     model: str
     case: str
     paper: float | None
-    config: str  # a file, as configs/cifar10.py
-    fields: dict[str, Any]  # that differ from it
+    config: str  # a file, such as configs/cifar10.py
+    fields: dict[str, Any]  # overrides of the config
 
     def overrides(self) -> dict[str, Any]:
-        """As the command line has them."""
+        """The overridden config fields, by dotted name."""
         act, _, regularized = self.case.partition("+")
         fields = {"model.act": act} | ({} if regularized else {"arr.weight": 0})
         if self.setting:
@@ -87,21 +78,21 @@ class Row(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """Of ARR, as momentum=0.2, that the case varies; else empty."""
+        """The setting of ARR in the case, such as momentum=0.2; else empty."""
         return self.case.partition(",")[2]
 
 
 def rows_of(table: str, scale: str) -> list[Row]:
-    """The whole table.
+    """All rows of a table.
 
     Raises:
-      ValueError: for a table without that scale.
+      ConfigError: if the table does not have that scale.
     """
     rows = list({"table5": _table5, "study": _study}.get(table, lambda: _images(table))())
     if scale == "full":
         return rows
     if table in ("table5", "study"):
-        raise ValueError(f"{table}: has no --scale={scale}")
+        raise ConfigError(f"{table}: has no --scale={scale}")
     cases = dict.fromkeys(row.case for row in rows)
     return [Row("digits", "vit", case, None, "configs/digits.py", TINY) for case in cases]
 
@@ -134,16 +125,13 @@ def _images(table: str) -> Iterator[Row]:
             for case, number in zip(activations, values, strict=True)
         ]
     for dataset, model, named, number in numbers:
-        case = _ours(named)
         small = dataset.startswith("cifar")
-        fields: dict[str, Any] = {"model.name": (VITS | CNNS)[model][0 if small else 1]}
-        if model in CNNS:
-            fields |= CNN_PROTOCOL
-            if not small:  # these are for images of 32 pixels
-                for name in ("data.crop", "data.eval_resize"):
-                    del fields[name]
-        config = f"configs/{dataset}.py" if small else f"configs/imagenet.py:{dataset}"
-        yield Row(dataset, model, case, number, config, fields)
+        name = (VITS | CNNS)[model][0 if small else 1]
+        protocol = "_cnn" if model in CNNS else ""
+        config = f"configs/{dataset}{protocol}.py"
+        if not small:
+            config = f"configs/imagenet{protocol}.py:{dataset}"
+        yield Row(dataset, model, _ours(named), number, config, {"model.name": name})
 
 
 def _table5() -> Iterator[Row]:
@@ -185,7 +173,7 @@ class Run(NamedTuple):
         return [*program, f"--workdir={self.workdir}", *flags]
 
     def result(self) -> dict[str, Any] | None:
-        """{"step", "best", "last"}: of a finished run."""
+        """The summary {"step", "best", "last"} of a finished run; else None."""
         path = self.workdir / "summary.json"
         if not path.exists():
             return None
@@ -196,17 +184,20 @@ class Run(NamedTuple):
         return {"step": summary["step"]} | {k: round(v, 2) for k, v in values.items()}
 
 
-def plan(args: argparse.Namespace) -> list[Run]:
+def plan(args: argparse.Namespace, overrides: Mapping[str, str]) -> list[Run]:
     """Every run of the table that the command line asks for, seed by seed.
 
+    Args:
+      overrides: fields of the config that are set in every run.
+
     Raises:
-      ValueError: if it asks for what the table has not.
+      ConfigError: if it asks for what the table or the config has not.
     """
     rows = rows_of(args.table, args.scale)
     for option, field in (("datasets", "dataset"), ("models", "model"), ("acts", "case")):
         wanted, known = getattr(args, option), {getattr(row, field): None for row in rows}
         if unknown := set(wanted or ()) - known.keys():
-            raise ValueError(
+            raise ConfigError(
                 f"--{option} {' '.join(sorted(unknown))}: choose of {', '.join(known)}"
             )
         rows = [row for row in rows if not wanted or getattr(row, field) in wanted]
@@ -214,23 +205,44 @@ def plan(args: argparse.Namespace) -> list[Run]:
     for seed in args.seeds:
         for row in rows:
             if row.setting and seed != args.seeds[0]:
-                continue  # one seed each
+                continue  # one seed only
             fields = row.overrides() | {"seed": seed}
-            scale = args.scale
             if args.epochs:
-                fields["train.epochs"], scale = args.epochs, f"{scale}-{args.epochs}"
-            folder = args.runs / args.table / scale / row.dataset / row.model / row.case
-            runs.append(Run(row, seed, folder / f"seed{seed}", fields))
+                fields |= _shortened(row, fields, args.epochs)
+            if args.steps:
+                fields["train.steps"] = args.steps
+            folder = args.runs / args.table / _length(args)
+            folder = folder / row.dataset / row.model / row.case / f"seed{seed}"
+            runs.append(Run(row, seed, folder, fields | dict(overrides)))
+    for run in runs if overrides else ():
+        _config(run.row.config, run.fields)  # a misspelt field is answered here, not in each run
     return runs
 
 
+def _length(args: argparse.Namespace) -> str:
+    """Of the runs, as full, tiny-3 or full-1step: what folders and results are called by."""
+    epochs = f"-{args.epochs}" if args.epochs else ""
+    return args.scale + epochs + (f"-{args.steps}step" if args.steps else "")
+
+
+def _shortened(row: Row, fields: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Overrides for a run of `epochs` epochs, with warm-up and milestones scaled accordingly."""
+    config = _config(row.config, fields)
+    share = epochs / config.train.epochs
+    changed = {"train.epochs": epochs, "optim.warmup_epochs": share * config.optim.warmup_epochs}
+    if config.optim.milestones:
+        changed["optim.milestones"] = tuple(share * m for m in config.optim.milestones)
+    return changed
+
+
 def train(runs: Sequence[Run], save) -> list[str]:
-    """Trains what is not finished; calls save() after each. Returns what failed, in words.
+    """Trains the runs that are not finished, with save() after each; returns messages of failures.
 
     Raises:
-      KeyboardInterrupt: after the running one has saved itself.
+      KeyboardInterrupt: after the current run has saved a checkpoint.
     """
     failed = []
+    environment = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
     for i, run in enumerate(runs):
         if run.result():
             continue
@@ -238,11 +250,13 @@ def train(runs: Sequence[Run], save) -> list[str]:
         run.workdir.parent.mkdir(parents=True, exist_ok=True)
         log = run.workdir.parent / f"seed{run.seed}.log"
         with log.open("a") as file:
-            process = subprocess.Popen(run.command(), cwd=ROOT, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                run.command(), cwd=ROOT, env=environment, stdout=file, stderr=file
+            )
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                process.terminate()  # it saves, then ends; a second signal would kill it
+                process.terminate()  # saves a checkpoint and exits; a second signal would kill it
                 process.wait()
                 raise
         if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
@@ -255,7 +269,7 @@ def train(runs: Sequence[Run], save) -> list[str]:
 
 
 def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A dict for each row, with the results of its seeds."""
+    """One dict per row, with the results of its seeds."""
     found: dict[int, dict[str, Any]] = {}
     for run in runs:
         row = run.row._asdict()
@@ -268,7 +282,7 @@ def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds, in percent."""
+    """A Markdown table of mean and standard deviation over the seeds, in percent."""
     lines = [
         "| data | model | case | paper | last epoch | best epoch | last - paper | seeds |",
         "|---|---|---|---|---|---|---|---|",
@@ -289,9 +303,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def estimate(run: Run) -> float | None:
-    """Hours on the devices at hand, by multiply-accumulates; None where they do not say."""
-    config = _config(run.row.config)
-    config.update_from_flattened_dict({k: _value(v) for k, v in run.fields.items()})
+    """Estimated hours on this machine, from multiply-accumulates; None if unknown."""
+    config = _config(run.row.config, run.fields)
     images = {"digits": 1442, "cifar10-jpeg-20k": 20_000, "imagenet100": 126_689}
     images |= {"cifar10": 50_000, "cifar100": 50_000, "imagenet1k": 1_281_167}
     if config.data.name not in images:
@@ -299,64 +312,63 @@ def estimate(run: Run) -> float | None:
     count = images[config.data.name]
     if config.data.imbalance:
         count = {10: 20_431, 50: 13_996, 100: 12_406}[config.data.imbalance]
-    size = (1, config.data.image_size, config.data.image_size, len(config.data.mean))
-    from dnrt_jax import config as schema
-
-    name, kwargs = config.model.name, schema.model_kwargs(config)
-    macs = _macs(name, config.model.act, size, tuple(sorted(kwargs.items())))
-    return 3 * 2 * macs * count * config.train.epochs / _flops() / 3600 + START
-
-
-def _value(value: Any) -> Any:
-    try:
-        return eval(value, {}) if isinstance(value, str) else value  # as absl reads (60.0,120.0)
-    except (NameError, SyntaxError):
-        return value
+    train = config.train
+    count = train.steps * train.batch_size or count * train.epochs
+    model = config.model.to_dict()
+    if model["act"] != "gdn":  # the others are less than 1% of the whole
+        model["act"] = "gelu"
+    macs = _macs(json.dumps(model), config.data.image_size, len(config.data.mean))
+    return 3 * 2 * macs * count / _flops() / 3600 + START
 
 
-def _config(spec: str) -> Any:
-    import importlib
+def _config(spec: str, fields: dict[str, Any]) -> Any:
+    from dnrt_jax.config import validate
+    from dnrt_jax.config_file import load
 
-    file, _, argument = spec.partition(":")
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    return module.get_config(*[argument] if argument else [])
+    config = load(str(ROOT / spec), {name: str(value) for name, value in fields.items()})
+    validate(config)
+    return config
 
 
 @cache
-def _macs(name: str, act: str, shape: tuple[int, ...], kwargs: tuple) -> int:
-    from dnrt_jax import models
-    from dnrt_jax.runtime import flops as cost
+def _macs(model: str, image_size: int, channels: int) -> int:
+    """Multiply-accumulates of a forward pass per image; `model` is that config section as JSON."""
+    from dnrt_jax import experiment
+    from dnrt_jax.config import default
+    from dnrt_jax.runtime import flops
 
-    settings = dict(kwargs) | {"image_size": shape[1]}
-    return cost.of_image(models.create(name, num_classes=100, act=act, **settings), shape).total
+    config = default()
+    config.model.update(json.loads(model))
+    config.data.image_size = image_size
+    return flops.of_image_model(experiment.create_model(config, 100), channels).total
 
 
 @cache
 def _flops() -> float:
     import jax
 
-    from dnrt_jax.runtime import flops as cost
+    from dnrt_jax.runtime import flops
 
-    peak = cost.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    peak = flops.PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return SHARE_OF_PEAK * peak * jax.device_count() if peak else CPU_FLOPS
 
 
 def make_study_data(folder: Path) -> None:
-    """cifar10-jpeg-20k.tar: the first 2,000 training images of each class, and all of the test.
+    """Writes cifar10-jpeg-20k.tar: 2,000 training images per class, and the whole test split.
 
     Raises:
-      FileNotFoundError: without cifar10-jpeg.tar.xz, which holds {train,test}/CLASS/NNNN.jpg.
+      DataNotFoundError: without cifar10-jpeg.tar.xz, which has {train,test}/CLASS/NNNN.jpg.
     """
     source, target = folder / "cifar10-jpeg.tar.xz", folder / "cifar10-jpeg-20k.tar"
     if target.exists():
         return
     if not source.exists():
-        raise FileNotFoundError(f"{source}: not there; make it of {STUDY_SOURCE}")
+        raise DataNotFoundError(f"{source}: not there; make it of {STUDY_SOURCE}")
     partial = target.with_suffix(".partial")
     with tarfile.open(source) as archive, tarfile.open(partial, "w") as subset:
-        for member in archive:
-            split, *_, file = member.name.split("/")
-            if member.isfile() and (split == "test" or int(Path(file).stem) < 2000):
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            split, *_, file = Path(member.name).parts
+            if split == "test" or int(Path(file).stem) < 2000:
                 subset.addfile(member, archive.extractfile(member))
     partial.replace(target)
 
@@ -370,30 +382,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tables = [f"table{i}" for i in range(1, 7)]
     parser.add_argument("table", choices=[*tables, "study"])
-    parser.add_argument("--datasets", nargs="+", help="all of the table's, where none is named")
+    parser.add_argument("--datasets", nargs="+", help="default: all of the table")
     parser.add_argument("--models", nargs="+")
-    parser.add_argument("--acts", nargs="+", help="cases, as gelu or raa+arr")
+    parser.add_argument("--acts", nargs="+", help="cases, such as gelu or raa+arr; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
-    parser.add_argument("--epochs", type=int, help="instead of the config's")
+    parser.add_argument(
+        "--epochs", type=int, help="instead of the config's; warm-up and drops keep their share"
+    )
+    parser.add_argument("--steps", type=int, help="of every run, instead: does every row run here?")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
-    args = parser.parse_args(argv)
-    sys.path.insert(0, str(ROOT))
-    from dnrt_jax.data import datasets
-    from dnrt_jax.runtime.process import one_line_errors
-
-    with one_line_errors():
+    with user_errors():
+        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        args = parser.parse_args(words)
         if args.table == "table4":
             return subprocess.call([sys.executable, "-m", "dnrt_jax.benchmark", "table4"], cwd=ROOT)
         args.runs = args.runs.resolve()
-        runs = plan(args)
+        runs = plan(args, overrides)
         if args.dry_run:
             return _show_plan(runs)
         if args.table == "study":
-            make_study_data(datasets.data_dir(""))
-        suffix = "" if args.scale == "full" else f"-{args.scale}"
+            make_study_data(data_dir(""))
+        suffix = "" if _length(args) == "full" else f"-{_length(args)}"
         path = args.results / f"{args.table}{suffix}.json"
         args.results.mkdir(parents=True, exist_ok=True)
 

@@ -1,11 +1,11 @@
-"""Trains every model for 20 steps with four activations, and tables what that costs and shows.
+"""Trains every model for 20 steps with four activations, and tabulates times and losses.
 
-    python -m scripts.zoo --data_dir=DIR [MODEL ...]        # one JSON line a run, in --out
-    python -m scripts.zoo --table                           # the lines as Markdown
+    python -m scripts.zoo --data_dir=DIR [MODEL ...]        # one JSON line per run, in --out
+    python -m scripts.zoo --table                           # the lines as a Markdown table
 
-A run sees five batches four times; the table has the mean loss of the first and the last time.
-DIR holds CIFAR-10 in any form that `--config.data.name` takes (see README, Data). Models of 224
-pixels see the images enlarged. Runs that are in --out are skipped; all of them take two hours.
+A run has four epochs of five batches; the table has the mean loss of the first and the last epoch.
+DIR holds CIFAR-10 in any form that `--config.data.name` accepts (see README, Data). For models of
+224 pixels the images are enlarged. Runs in --out are skipped; all runs together take two hours.
 """
 
 import argparse
@@ -18,15 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnrt_jax import config as schema
-from dnrt_jax import experiment as problem
-from dnrt_jax import models
-from dnrt_jax.config import Config
+from dnrt_jax import experiment, models
+from dnrt_jax.config import Config, default, validate
 from dnrt_jax.data import datasets
 from dnrt_jax.data.order import epoch_order
-from dnrt_jax.runtime.flops import of_image
+from dnrt_jax.runtime.flops import of_image_model
+from dnrt_jax.tasks.image_classification import ImageClassification
 
-# Name: activation, weight of ARR.
+# name: (activation, weight of ARR)
 CASES = {
     "relu": ("relu", 0.0),
     "gelu": ("gelu", 0.0),
@@ -34,14 +33,14 @@ CASES = {
     "raa+arr": ("raa", 10.0),
 }
 STEPS = 20
-BATCHES = 5  # seen in turn, so that the last pass has the images of the first one
-RATES = {"alexnet": 1e-4, "vgg11_bn": 3e-5}  # 1e-3, which suits the others, is too much for them
+BATCHES = 5  # per epoch, so that the last epoch has the images of the first
+RATES = {"alexnet": 1e-4, "vgg11_bn": 3e-5}  # the others use 1e-3, which is too high here
 TIMED_BATCH = 32
-SMALL_BATCH = 8  # of the models of 224 pixels, which cost 50 times as much an image
+SMALL_BATCH = 8  # for models of 224 pixels, which cost 50 times as much per image
 
 
 def config_of(model: str, case: str, batch_size: int) -> Config:
-    config = schema.default()
+    config = default()
     config.model.name = model
     config.model.act, config.arr.weight = CASES[case]
     built: Any = models.create(model, num_classes=10)
@@ -51,20 +50,19 @@ def config_of(model: str, case: str, batch_size: int) -> Config:
     config.train.steps, config.train.batch_size = STEPS, batch_size
     config.optim.lr, config.optim.warmup_steps = RATES.get(model, 1e-3), 5
     config.eval.batch_size = batch_size
-    schema.validate(config)
+    validate(config)
     return config
 
 
 def train(config: Config, data: datasets.Dataset, steps: int) -> dict[str, Any]:
-    """Losses of each step, and seconds to compile and a step; each step waits for the last."""
-    described = problem.build(config, data, data)
-    programs = problem.programs(described)
-    state = programs.create()
-    step = jax.jit(programs.step, donate_argnums=0)
-    order = epoch_order(config.seed, 0, len(data.labels))
+    """Trains; returns the loss of each step, seconds to compile and seconds per step."""
+    built = experiment.build(config, ImageClassification(config, data, data))
+    state = built.create()
+    step = jax.jit(built.step, donate_argnums=0)
+    order = epoch_order(config.seed, 0, len(data))
     rows = np.resize(order[: BATCHES * config.train.batch_size], (steps, config.train.batch_size))
     batch = lambda i: {
-        "image": data.images[rows[i]],
+        "inputs": data.images[rows[i]],
         "label": data.labels[rows[i]],
         "mask": np.ones(len(rows[i]), bool),
     }
@@ -96,7 +94,7 @@ def measure(model: str, case: str, data: datasets.Dataset) -> dict[str, Any]:
             timed = train(config, data, 4)
         row["timed"] = {k: timed[k] for k in ("compile_seconds", "step_seconds", "batch_size")}
         built: Any = models.create(model, num_classes=10, act="raa")
-        row["macs"] = of_image(built, (1, built.image_size, built.image_size, 3)).total
+        row["macs"] = of_image_model(built).total
     return row
 
 
@@ -133,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help="all of them, where none is named")
+    parser.add_argument("models", nargs="*", help="default: all models")
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--data_name", default="cifar10")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -1,4 +1,5 @@
-"""Every test sees eight devices, all of them this machine's CPU, and no program kept before."""
+"""Every test sees eight devices, all of them this machine's CPU, and no program kept before: what
+the suite compiles is kept in a folder of its own, which all its processes share."""
 
 import os
 import tempfile
@@ -8,5 +9,6 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of who started them
-    KEPT = tempfile.TemporaryDirectory()
-    os.environ["KEPT_PROGRAMS"] = KEPT.name
+    KEPT = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

@@ -34,8 +34,18 @@ def command(workdir, *arguments, config="configs/digits.py"):
 def environment():
     """As a user's, but on one CPU device; the tests' processes share what they compile."""
     flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    flags["JAX_COMPILATION_CACHE_DIR"] = os.environ["KEPT_PROGRAMS"]
     return {k: v for k, v in os.environ.items() if k != "DATA_DIR"} | flags
+
+
+def program(*arguments):
+    """The training program with these arguments and no others."""
+    return subprocess.run(
+        [sys.executable, "-m", "dnrt_jax.main", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
 
 
 def run(*args, **kwargs):

@@ -1,13 +1,14 @@
 """Who may know whom: the imports of each file, read and compared with what is allowed."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dnrt_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PROGRAMS = {"main", "predict", "benchmark", "report"}
+PROGRAMS = {"main"}
 
 
 def imports(path: Path) -> set[str]:
@@ -57,9 +58,21 @@ def test_only_programs_import_the_loop():
     assert users <= PROGRAMS
 
 
+def test_nobody_outside_the_tasks_asks_what_kind_of_data_it_is():
+    package = PACKAGE.glob
+    outside = [PACKAGE / f"{name}.py" for name in ("config", "experiment", "train", "convert")]
+    outside += [PACKAGE / "preview.py", *package("training/*.py"), *package("report/*.py")]
+    for path in outside:
+        text = path.read_text()
+        assert "graph" not in text, path
+        assert not re.search(r"isinstance\([^)]*\b(Dataset|GraphData|Source|Stream|Arrays)\b", text)
+
+
 @pytest.mark.parametrize("package", ["tensorflow", "torch"])
 def test_nothing_needs_it_at_import(package):
     for path in FILES:
+        if path.name == "torch_vit.py":  # the peer of a benchmark, which asks for torch before
+            continue
         top = {
             alias.name if isinstance(node, ast.Import) else node.module
             for node in ast.parse(path.read_text()).body

@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 from golden_files import assert_close, below, load
 
-from dnrt_jax import config as schema
-from dnrt_jax import convert, models, train
-from dnrt_jax import experiment as problem
+from dnrt_jax import convert, experiment, models
+from dnrt_jax.config import default, validate
 from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.weight_files import Description
 
 VIT = {"image_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -159,7 +159,7 @@ def test_every_tensor_that_does_not_fit_is_listed():
         vit(source)
     message = str(error.value)
     assert "2 missing: blocks.0.norm1.bias, norm.weight" in message
-    assert "1 left over: extra" in message
+    assert "1 unexpected: extra" in message
     assert "1 of another shape: patch_embed.proj.weight [8, 3, 4, 4], not [8, 3, 2, 2]" in message
 
 
@@ -240,7 +240,7 @@ def test_renamed_weights_keep_their_description(tmp_path):
     ("changed", "message"),
     [
         ({"class_names": ["x"]}, "1 class names for 5 classes"),
-        ({"std": [1]}, "need one value a channel"),
+        ({"std": [1]}, "need one value per channel"),
         ({"std": [1, 0, 1]}, "must be above 0"),
         ({"eval_resize": 7}, "below image_size=8"),
         ({"mean": 3}, "not iterable"),
@@ -457,13 +457,13 @@ def test_a_file_alone_does_not_say_its_model(source, tmp_path, capsys):
         ({"model": None}, "; fields of a model need --model=NAME"),
         ({"model": "vit_tiny"}, "unknown model 'vit_tiny'; did you mean"),
         ({"act": "geluu"}, "unknown activation 'geluu'; did you mean 'gelu'"),
-        ({"act": "gelu"}, "2 left over: blocks.0.mlp.act.shift_proj"),
+        ({"act": "gelu"}, "2 unexpected: blocks.0.mlp.act.shift_proj"),
         ({"model": "mlp"}, "unrecognized arguments"),
         ({"depth": "two"}, "--depth: invalid int value: 'two'"),
         ({"fc_norm": "(1"}, "'(1' is no value as True, 0.1 or (4,6)"),
         ({"source": "none.safetensors"}, "none.safetensors: no such file"),
-        ({"source": "names.txt"}, "not a file of weights"),
-        ({"source": "."}, "not the folder of a run"),
+        ({"source": "names.txt"}, "not a weight file"),
+        ({"source": "."}, "no run in it"),
         ({"out": "a.pth"}, "must end in .safetensors"),
         ({"class_names": "names.txt"}, "2 class names for 5 classes"),
         ({"class_names": "none.txt"}, "none.txt"),
@@ -485,38 +485,33 @@ def test_a_mistake_is_one_line(source, tmp_path, capsys, monkeypatch, changes, m
 
 
 @pytest.fixture(scope="module")
-def described():
-    config = schema.default()
+def built():
+    config = default()
     config.model.name, config.model.act = "cifar_resnet18", "raa_relu"
     config.model.update({"stage_sizes": (1,), "widths": (4,)})
     config.data.image_size = config.data.eval_resize = 8
     config.train.batch_size = config.eval.batch_size = 8
-    schema.validate(config)
-    return problem.load(config)
+    validate(config)
+    return experiment.load(config)
 
 
-@pytest.fixture(scope="module")
-def programs(described):
-    return problem.programs(described)
-
-
-def starting_from(described, path):
-    config = described.config.copy_and_resolve_references()
+def starting_from(built, path):
+    config = built.config.copy_and_resolve_references()
     config.init_from = str(path)
-    return described._replace(config=config)
+    return built._replace(config=config)
 
 
-def test_a_run_starts_from_a_file_with_all_else_fresh(described, programs, tmp_path):
+def test_a_run_starts_from_a_file_with_all_else_fresh(built, tmp_path):
     sizes = {"image_size": 8, "stage_sizes": (1,), "widths": (4,)}
     source = state_dict("cifar_resnet18", channels=1, act="relu", **sizes)
     weights.write(tmp_path / "a.safetensors", source, description())
-    state = train.initial_state(programs, starting_from(described, tmp_path / "a.safetensors"))
+    state = experiment.initial_state(starting_from(built, tmp_path / "a.safetensors"))
     variables = convert.from_torch(
         source, "cifar_resnet18", 1, num_classes=10, act="raa_relu", **sizes
     )
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
-    fresh = programs.create()
+    fresh = built.create()
     others = lambda s: (s.step, s.opt_state, s.centroids)
     jax.tree.map(np.testing.assert_array_equal, others(state), others(fresh))
     shardings = lambda s: jax.tree.map(lambda x: x.sharding, s)
@@ -524,8 +519,8 @@ def test_a_run_starts_from_a_file_with_all_else_fresh(described, programs, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "none.safetensors"])
-def test_weights_that_do_not_fit_the_config_are_one_line(described, programs, tmp_path, name):
+def test_weights_that_do_not_fit_the_config_are_one_line(built, tmp_path, name):
     weights.write(tmp_path / "a.safetensors", state_dict(), description())
-    with pytest.raises(schema.ConfigError, match=r"^config\.init_from: .*") as error:
-        train.initial_state(programs, starting_from(described, tmp_path / name))
+    with pytest.raises(ConfigError, match=r"^config\.init_from: .*") as error:
+        experiment.initial_state(starting_from(built, tmp_path / name))
     assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom, and the repository has it without outputs."""
 
+import json
 import re
 import sys
 
@@ -9,6 +10,15 @@ from runs import ROOT, environment
 PATH = ROOT / "notebooks" / "dnrt_colab.ipynb"
 
 
+def test_its_example_runs_alone():
+    cells = json.loads(PATH.read_text())["cells"]
+    (code,) = [text for c in cells if "arr.update(" in (text := "".join(c["source"]))]
+    names: dict = {}
+    exec(code, names)
+    assert 0 < float(names["loss"]) < 100
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnrt_jax import config as schema
 from dnrt_jax import convert, models, predict
+from dnrt_jax.config import default, to_json
 from dnrt_jax.data import augment
 from dnrt_jax.runtime import checkpoint
 from dnrt_jax.runtime import weight_files as weights
@@ -187,13 +187,13 @@ def test_a_run_gives_its_newest_best_or_any_checkpoint(tmp_path):
 
 def make_run(folder):
     """A folder as training leaves it, with checkpoints of steps 4, the best, and 5."""
-    config = schema.default()
+    config = default()
     config.model.update({"name": "mlp", "embed_dim": 8, "depth": 1})
     config.data.update(
         {"image_size": 6, "eval_resize": 8, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     )
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(schema.to_json(config))
+    (folder / "config.json").write_text(to_json(config))
     (folder / "classes.json").write_text(json.dumps(NAMES))
     accuracies = {4: 0.9, 5: 0.8}
     records = [json.dumps({"step": k, "test/acc": v}) + "\n" for k, v in accuracies.items()]
@@ -212,10 +212,10 @@ def make_run(folder):
     [
         (["--weights=none.safetensors"], "none.safetensors: no such file"),
         (["--weights=bare.safetensors"], "no config.json beside it"),
-        (["--weights=nan/a.safetensors"], "probabilities that are no numbers"),
+        (["--weights=nan/a.safetensors"], "probabilities that are NaN"),
         (["--weights=other/a.safetensors"], "2 of another shape: head.bias [7], not [3]"),
         (["--workdir=none"], "--workdir=none: no such folder"),
-        (["--workdir=."], "not the folder of a run"),
+        (["--workdir=."], "no run in it"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, message):

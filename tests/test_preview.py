@@ -5,14 +5,14 @@ import pytest
 from making import pets, write_folder
 from PIL import Image
 
-from dnrt_jax import config as schema
 from dnrt_jax import preview
+from dnrt_jax.config import default
 from dnrt_jax.data import datasets
 from dnrt_jax.data import stream as loader
 
 
 def a_config(**data):
-    config = schema.default()
+    config = default()
     config.data.update({"mean": (0.5,), "std": (0.5,)} | data)
     return config
 

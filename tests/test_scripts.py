@@ -1,10 +1,17 @@
 """The shell scripts: what they would do in the cloud, recorded by a stub."""
 
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from dnrt_jax import main
+from dnrt_jax.config import validate
+from dnrt_jax.config_file import load
+from dnrt_jax.runtime.process import split_overrides
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "tpu_vm.sh"
@@ -73,6 +80,42 @@ def test_a_wrong_call_prints_how_to(cloud, arguments):
     status, printed, calls = cloud(*arguments)
     assert (status, calls) == (2, [])
     assert "scripts/tpu_vm.sh create NAME" in printed
+
+
+def test_slurm_starts_the_program_on_every_node_with_its_words_kept_apart(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "slurm.sh", "configs/cifar100.py", "/my runs/a", "--eval_only"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    _, *words = done.stdout.splitlines()
+    assert words[:3] == ["python", "-m", "dnrt_jax.main"]
+    assert main._parser().parse_args(words[3:]) == main._parser().parse_args(
+        ["--config=configs/cifar100.py", "--workdir=/my runs/a", "--eval_only"]
+    )
+
+
+@pytest.mark.parametrize(
+    "path", ["scripts/slurm.sh", "scripts/tpu_vm.sh", "notebooks/dnrt_colab.ipynb"]
+)
+def test_what_a_script_or_the_notebook_refers_to_exists(path):
+    text = (ROOT / path).read_text()
+    modules = re.findall(r"-m (dnrt_jax[\w.]*)", text)
+    assert modules
+    for module in modules:
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
+    for name in re.findall(r"\b(?:configs|scripts|docs)/[\w/]+\.\w+|\brequirements\.txt", text):
+        assert (ROOT / name).exists(), name
+    for line in re.findall(r"-m dnrt_jax\.main (--config=configs[^|\n]*)", text):
+        words = [word.replace("{epochs}", "2") for word in shlex.split(line.split(" 2>")[0])]
+        words, overrides = split_overrides(words)
+        args = main._parser().parse_args(words)
+        validate(load(str(ROOT / args.config), overrides))
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -1,1 +1,1 @@
-"""What things cost, side by side on the machine at hand: python -m dnrt_jax.benchmark --help."""
+"""Benchmarks of speed and memory: python -m dnrt_jax.benchmark --help."""

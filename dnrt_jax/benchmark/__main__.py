@@ -1,19 +1,23 @@
-"""Measures, side by side in one process: python -m dnrt_jax.benchmark SUBCOMMAND [--json].
+"""Benchmarks of two sides in one process: python -m dnrt_jax.benchmark SUBCOMMAND [--json]
 
     step      a training step: GELU, RAA, GELU+ARR, RAA+ARR
     infer     inference with RAA against GELU
-    table4    multiply-accumulates and latency beside the paper's
+    table4    multiply-accumulates and latency, next to the paper's
     arr       the cost of ARR against classes, batch, layers, dimension and rule
-    peer      training and inference against a PyTorch ViT of the same mathematics
-    startup   imports, the first step, and again with programs compiled before
-    augment   the augmentation alone, and its share of a training step
+    peer      training and inference against an equivalent PyTorch ViT
+    startup   time to import and to the first step, without and with a compilation cache
+    augment   the augmentation alone, and its fraction of a training step
     loader    the streaming loader against a torch DataLoader
     scaling   the training step compiled for many devices: memory, collectives, predicted time
 
-A row shows medians over rounds in which all sides take turns, the median ratio of two sides in the
-same round, and the quartiles of that ratio. --json prints one object a line with benchmark, case,
-device, ours, other, ratio, unit, n (rounds), spread (the quartiles), and the settings.
+In each round all sides run once, in turn. A row shows medians over the rounds, the median ratio of
+two sides within a round, and its quartiles. --json prints one object per line with benchmark, case,
+device, ours, other, ratio, unit, n (rounds), spread (quartiles) and the settings.
 """
+
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
 
 import argparse
 import importlib
@@ -21,24 +25,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from dnrt_jax.benchmark.timing import Result
-from dnrt_jax.runtime.process import keep_memory, one_line_errors
+from dnrt_jax.runtime.process import Parser, keep_memory, user_errors
 
 SUBCOMMANDS = ["step", "infer", "table4", "arr", "peer", "startup", "augment", "loader", "scaling"]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     name, options = _subcommand(argv)
-    # One subcommand's imports are not another's: --help and mistakes are answered at once.
-    keep_memory()  # as training does
-    with one_line_errors():
+    # Import only the subcommand, so that --help and mistakes are answered quickly.
+    keep_memory()  # as in training
+    with user_errors():
         benchmark = importlib.import_module(f"dnrt_jax.benchmark.{name}")
         args = _options(name, benchmark, options)
         settings = {k: v for k, v in vars(args).items() if k != "json"}
@@ -62,27 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _subcommand(argv: Sequence[str] | None) -> tuple[str, list[str]]:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m dnrt_jax.benchmark",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("subcommand", choices=SUBCOMMANDS)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="SUBCOMMAND --help lists them")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="see SUBCOMMAND --help")
     args = parser.parse_args(argv)
     return args.subcommand, args.options
 
 
 def _options(name: str, benchmark, options: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m dnrt_jax.benchmark {name}",
         description=benchmark.__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     benchmark.add_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=9, help="in which all sides take turns")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(options)
     for option, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:

@@ -1,4 +1,4 @@
-"""What ARR costs: means, targets, loss and gradient alone, as a share of the ViT-Tiny step."""
+"""Cost of ARR (update, loss and gradient), alone and relative to a ViT-Tiny training step."""
 
 import argparse
 import itertools
@@ -19,13 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", **several, default=[12], help="J")
     parser.add_argument("--dim", **several, default=[192], help="D")
     parser.add_argument("--rules", nargs="+", default=["sequential", "centroid"])
-    parser.add_argument("--step_batch", type=int, default=64, help="of the training step beside it")
+    parser.add_argument(
+        "--step_batch", type=int, default=64, help="batch size of the training step"
+    )
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
-    """A row of time and a row of its share in a GELU step of ViT-Tiny/4 on as many images.
+    """Two rows per case: time, and time relative to a GELU step of ViT-Tiny/4 with the same batch.
 
-    The step is that of `step_batch` images, scaled to the batch.
+    The time of the step is measured with `step_batch` images and scaled to the batch.
     """
     config = training.config_of("vit_tiny_patch4_32", args.step_batch, "float32")
     config.model.act, config.arr.weight = "gelu", 0.0
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def alone(rule: Any, batch_size: int, num_classes: int, layers: int, dim: int):
-    """A function that updates the means once and waits for the loss and its gradient."""
+    """A function that runs one update and computes the loss and its gradient, and waits."""
     keys = jax.random.split(jax.random.key(0), layers + 1)
     responses = [jax.random.normal(key, (batch_size, dim)) for key in keys[1:]]
     labels = jax.random.randint(keys[0], (batch_size,), 0, num_classes)

@@ -1,4 +1,4 @@
-"""The paper's augmentation on the device: alone, and as a share of a ViT-Tiny training step."""
+"""The paper's augmentation on the device: alone, and as a fraction of a training step."""
 
 import argparse
 import copy
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import jax
 
-from dnrt_jax import experiment as problem
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config
 from dnrt_jax.data import augment
+from dnrt_jax.tasks.image_classification import TRAIN_FIELDS
 
 MODELS = {32: "vit_tiny_patch4_32", 224: "vit_tiny_patch16_224"}
 FULL = {
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def measure(config: Config, steps: int, rounds: int) -> Iterator[Result]:
-    """Images a second of the transform alone; the step with against without it; the share."""
+    """Images per second of the transform; step time with and without it; its fraction."""
     full = copy.deepcopy(config)
     full.data.update(FULL)
-    fields = {name: full.data[name] for name in problem.TRAIN_FIELDS.split()}
+    fields = {name: full.data[name] for name in TRAIN_FIELDS.split()}
     transform = augment.train_transform(**fields)
     batch_size = config.train.batch_size
     keys = jax.random.split(jax.random.key(0), batch_size)

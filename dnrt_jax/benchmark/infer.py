@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def measure(config: Config, rounds: int) -> Iterator[Result]:
-    """Two rows a case, time and throughput; gelu against itself shows how far noise goes."""
+    """Two rows per case, time and throughput; gelu against itself shows the noise."""
     sides = {}
     for act in ("gelu", "raa"):
         config.model.act = act

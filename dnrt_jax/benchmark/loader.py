@@ -1,7 +1,7 @@
-"""The streaming loader against a torch DataLoader of Pillow: JPEG files to 224-pixel crops.
+"""The streaming loader against a torch DataLoader with Pillow: JPEG files to 224-pixel crops.
 
-The DataLoader flips and normalises each image, as torchvision's transforms do in its workers. Ours
-hands over bytes and leaves both to the device: `benchmark augment` has what they cost there.
+The DataLoader also flips and normalises images in its workers, as with torchvision's transforms.
+Our loader returns uint8 images; flip and normalisation run on the device, see `benchmark augment`.
 """
 
 import argparse
@@ -24,27 +24,30 @@ from PIL import Image
 
 from dnrt_jax.benchmark.timing import Result, compare, interleaved
 from dnrt_jax.data import datasets
-from dnrt_jax.data import stream as loader
+from dnrt_jax.data.stream import RandomResizedCrop, Stream
+from dnrt_jax.runtime.errors import ConfigError
 
-SIZE = (500, 375)  # ImageNet's most frequent one
+SIZE = (500, 375)  # the most frequent size in ImageNet
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Images a worker that are read before the clock starts: the loader holds up to 200 of them ready,
-# and while a side reads what it held, the workers of the side before fill up again.
+# Images per worker that are read before timing: the loader prefetches up to 200 per worker,
+# which the workers of the other side refill at the same time.
 LEAD = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     workers = os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=workers, help="0: a thread of this process")
+    parser.add_argument(
+        "--workers", type=int, default=workers, help="decoder processes; 0 uses a thread"
+    )
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--files", type=int, default=256, help="JPEG files, generated")
-    parser.add_argument("--batches", type=int, default=16, help="a round and side")
+    parser.add_argument("--batches", type=int, default=16, help="batches per round and side")
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
     if args.workers < 0 or args.files < args.batch_size:
-        raise ValueError("loader: needs --workers from 0 and --files at least --batch_size")
+        raise ConfigError("loader: needs --workers from 0 and --files at least --batch_size")
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos" / "train", args.files)
         source = datasets.find("photos", Path(folder), "train")
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def write_photos(root: Path, count: int) -> None:
-    """Two classes of JPEG files, about 100 kB each: waves of colour under a sensor's noise."""
+    """Two classes of JPEG files of about 100 kB: smooth patterns with noise."""
     rng = np.random.default_rng(0)
     x, y = (grid / max(SIZE) for grid in np.meshgrid(*map(np.arange, SIZE)))
     for label in ("a", "b"):
@@ -70,11 +73,11 @@ def measure(
     source: datasets.Source, workers: int, batch_size: int, batches: int, rounds: int
 ) -> Iterator[Result]:
     """Rows: images per second, per worker and, where it can be read, per second of CPU time."""
-    stream = loader.Stream(
+    stream = Stream(
         source,
         batch_size=batch_size,
         side=SIDE,
-        crop=loader.RandomResizedCrop(interpolation="bilinear"),
+        crop=RandomResizedCrop(interpolation="bilinear"),
         shuffle=True,
         workers=workers,
     )
@@ -87,7 +90,7 @@ def measure(
             )
         else:
             print(
-                "torch is not installed, so ours is measured alone: pip install torch",
+                "torch is not installed, so only our loader is measured: pip install torch",
                 file=sys.stderr,
             )
         measured = interleaved(sides, rounds)
@@ -100,9 +103,9 @@ def measure(
 
 
 def timed_batches(stream: Iterator[Any], lead: int, batches: int) -> Callable[[], list[float]]:
-    """A side that returns seconds by the clock and, on Linux, of all processes' CPU time.
+    """A side that returns wall time in seconds and, on Linux, CPU time of all its processes.
 
-    The first `lead` batches do not count, see LEAD.
+    The first `lead` batches are not timed, see LEAD.
     """
 
     def advance(count):
@@ -121,14 +124,14 @@ def timed_batches(stream: Iterator[Any], lead: int, batches: int) -> Callable[[]
 def _clocks() -> list[float]:
     if sys.platform != "linux":
         return [time.perf_counter()]
-    # Linux's clock of another process's CPU time: the id that clock_getcpuclockid(3) gives.
+    # The clock id of another process's CPU time on Linux, as from clock_getcpuclockid(3).
     workers = (~child.pid << 3 | 2 for child in multiprocessing.active_children() if child.pid)
     return [time.perf_counter(), time.process_time() + sum(map(time.clock_gettime, workers))]
 
 
 class Photos:
-    """The peer's data set: what a torch user writes with Pillow and torchvision's
-    RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize."""
+    """A torch data set with Pillow, equivalent to torchvision's RandomResizedCrop,
+    RandomHorizontalFlip, ToTensor and Normalize."""
 
     def __init__(self, source: datasets.Source):
         self.source = source
@@ -166,13 +169,13 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def torch_batches(source: datasets.Source, workers: int, batch_size: int) -> Iterator[Any]:
-    """Endless batches of a DataLoader; each a tensor f32[B, 3, 224, 224] and labels i64[B]."""
+    """Infinite batches of a DataLoader; each a tensor f32[B, 3, 224, 224] and labels i64[B]."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.utils.data import DataLoader  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(1)  # as in its workers; idle threads would spin, and count as CPU time
+    torch.set_num_threads(1)  # as in its workers; spinning idle threads would count as CPU time
     options = {}
-    if workers:  # forking a process in which JAX has started its threads may hang
+    if workers:  # forking after JAX has started threads may deadlock
         options = {"multiprocessing_context": "spawn", "persistent_workers": True}
     batches: Any = DataLoader(
         Photos(source),  # pyright: ignore[reportArgumentType] - a data set by its methods

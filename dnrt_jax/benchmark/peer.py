@@ -1,8 +1,7 @@
-"""Training and inference against a plain PyTorch ViT of the same mathematics, on the same device.
+"""Training and inference against an equivalent PyTorch ViT on the same device.
 
-Both sides start from the same weights, and their logits and losses are compared before they are
-timed. Neither augments. The peer is scripts/torch_vit.py, so this runs in a clone of the project,
-where torch is installed.
+Both sides start from the same weights, and their logits and losses are compared before the timing.
+There is no augmentation. The PyTorch side is torch_vit.py in this folder; torch must be installed.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-# Two frameworks share the device: JAX must not take all of its memory at its first array.
+# Two frameworks share the device, so JAX must not preallocate its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -27,7 +26,8 @@ from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config
 from dnrt_jax.data.order import epoch_order
-from dnrt_jax.experiment import Problem, programs
+from dnrt_jax.experiment import Experiment
+from dnrt_jax.runtime.errors import ConfigError
 
 NUM_CLASSES = 10
 
@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
     if not find_spec("torch"):
-        raise ValueError("torch is not installed: pip install torch")
-    if not find_spec("scripts.torch_vit"):
-        raise ValueError("scripts/torch_vit.py is not here: run this in a clone of the project")
+        raise ConfigError("torch is not installed: pip install torch")
     config = training.config_of("vit_tiny_patch4_32", args.batch_size, args.dtype)
     config.model.act, config.arr.weight = args.act, args.arr_weight
     config.optim.min_lr = config.optim.lr  # constant
@@ -53,14 +51,14 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def measure(config: Config, steps: int, rounds: int, *, compiled: bool) -> Iterator[Result]:
-    """How far logits and losses differ, then images a second in training and inference."""
+    """Rows: differences of logits and losses, then images per second in training and inference."""
     batch_size = config.train.batch_size
-    described = training.describe(config, NUM_CLASSES)
-    state = programs(described).create()
+    built = training.describe(config, NUM_CLASSES)
+    state = built.create()
     weights = convert.to_torch({"params": jax.device_get(state.params)})
-    peers = {"eager": Peer(described, weights, steps)}
+    peers = {"eager": Peer(built, weights, steps)}
     if compiled:
-        peers["compiled"] = Peer(described, weights, steps, compiled=True)
+        peers["compiled"] = Peer(built, weights, steps, compiled=True)
     train = training.trainer(config, NUM_CLASSES, steps)
     infer = training.predictor(config, NUM_CLASSES)
 
@@ -80,7 +78,7 @@ def measure(config: Config, steps: int, rounds: int, *, compiled: bool) -> Itera
 
 
 def _difference(case: str, ours: np.ndarray, theirs: np.ndarray) -> Result:
-    """The largest, as a share of the largest value."""
+    """The largest difference, relative to the largest value."""
     return compare(
         case, "relative", np.abs(ours - theirs).max(keepdims=True) / np.abs(theirs).max()
     )
@@ -91,12 +89,13 @@ def _seconds(run: Callable[[], tuple[float, np.ndarray]]) -> Callable[[], float]
 
 
 class Peer:
-    """The PyTorch side, in a process of its own: neither side's threads and allocator are the
-    other's. The weights, the images and their order are those of our side.
+    """The PyTorch side, in a process of its own with its own threads and allocator. Weights, images
+    and their order are those of our side.
     """
 
-    def __init__(self, described: Problem, weights, steps: int, *, compiled: bool = False):
-        config, model, train = described.config, described.model, cast(Any, described.train)
+    def __init__(self, built: Experiment, weights, steps: int, *, compiled: bool = False):
+        config, model = built.config, cast(Any, built.model)
+        images, labels = training.images_of(config), training.labels_of(config, NUM_CLASSES)
         sizes = ("image_size", "patch_size", "embed_dim", "depth", "num_heads")
         spec = {
             "model": (NUM_CLASSES, model.act, *(getattr(model, size) for size in sizes)),
@@ -106,23 +105,23 @@ class Peer:
             "dtype": config.model.dtype,
             "device": "cpu" if jax.default_backend() == "cpu" else "cuda",
             "compiled": compiled,
-            "images": np.ascontiguousarray(train.images.transpose(0, 3, 1, 2)),
-            "labels": train.labels,
+            "images": np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+            "labels": labels,
         }
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         context.Process(target=_serve, args=(theirs, spec), daemon=True).start()
         theirs.close()
-        self._seed, self._steps, self._taken, self._size = config.seed, steps, 0, len(train.labels)
+        self._seed, self._steps, self._taken, self._size = config.seed, steps, 0, len(labels)
 
     def train(self) -> tuple[float, np.ndarray]:
-        """Seconds and losses f32[steps] of the next steps."""
+        """Runs the next steps: seconds and losses f32[steps]."""
         order = epoch_order(self._seed, self._taken, self._size)
         self._taken += self._steps
         return self._ask((order, self._steps))
 
     def infer(self) -> tuple[float, np.ndarray]:
-        """Seconds and logits f32[B, K]."""
+        """Runs inference: seconds and logits f32[B, K]."""
         return self._ask(None)
 
     def _ask(self, task):
@@ -130,13 +129,13 @@ class Peer:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise RuntimeError("the PyTorch process ended; what it said is above") from None
+            raise ConfigError("the PyTorch process failed; its output is above") from None
 
 
 def _serve(pipe: Connection, spec: dict[str, Any]) -> None:
-    """What the PyTorch process does: a task is (order of the samples, steps), or None to infer."""
+    """The PyTorch process. A task is (order of the samples, steps), or None for inference."""
     torch: Any = importlib.import_module("torch")
-    torch_vit: Any = importlib.import_module("scripts.torch_vit")
+    torch_vit: Any = importlib.import_module("dnrt_jax.benchmark.torch_vit")
     vit = torch_vit.ViT(*spec["model"])
     vit.load_state_dict({name: torch.tensor(value) for name, value in spec["weights"].items()})
     trainer = torch_vit.Trainer(

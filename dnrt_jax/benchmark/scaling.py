@@ -1,8 +1,8 @@
-"""Planning past one machine: the training step compiled for many simulated devices, not run.
+"""Planning for many devices: the training step compiled for simulated devices, without running it.
 
-Memory and collectives are read from the compiled program of one device; time is predicted, with
-every device computing at --tflops and moving data in a ring at --link_gb_per_s, one after the
-other. XLA:CPU compiles here: other back ends fuse differently and combine collectives further.
+Memory and collectives are read from the compiled program of one device. The time is predicted from
+--tflops per device and ring collectives at --link_gb_per_s, without overlap. The compiler is
+XLA:CPU; other backends fuse differently and combine more collectives.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dnrt_jax.benchmark.timing import Result
+from dnrt_jax.runtime.errors import ConfigError
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
@@ -26,14 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_per_device", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=1000)
     parser.add_argument("--rule", choices=("sequential", "centroid"), default="centroid")
-    parser.add_argument("--tflops", type=float, default=50.0, help="sustained, of one device")
+    parser.add_argument(
+        "--tflops", type=float, default=50.0, help="sustained TFLOP/s of one device"
+    )
     parser.add_argument(
         "--link_gb_per_s", type=float, nargs="+", default=[12.5, 50.0, 200.0], help="of one device"
     )
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
-    """Rows: memory, bytes a step by kind of collective, predicted share of communication."""
+    """Rows: memory, bytes per step and kind of collective, predicted fraction of communication."""
     for devices in args.devices:
         for layout in ("replicated", "fsdp"):
             yield from _rows(args, devices, layout)
@@ -55,7 +58,7 @@ def _rows(args: argparse.Namespace, devices: int, layout: str) -> Iterator[Resul
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"scaling: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+        raise ConfigError(f"scaling: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
     found = json.loads(done.stdout.splitlines()[-1])
     case = f"{devices} devices, {layout}"
     row = lambda what, value, unit: Result(
@@ -75,13 +78,13 @@ def _rows(args: argparse.Namespace, devices: int, layout: str) -> Iterator[Resul
 
 
 def _on_the_ring(kind: str, size: int, devices: int) -> float:
-    """Bytes that a device sends, for a result of `size` bytes."""
+    """Bytes that a device sends in a ring collective with a result of `size` bytes."""
     hops = (devices - 1) / devices
     return size * {"all-reduce": 2 * hops, "reduce-scatter": devices - 1}.get(kind, hops)
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """(number, bytes of their results on one device) by kind, of a compiled program's text."""
+    """{kind: (count, result bytes on one device)} of the collectives in a program's text."""
     found: dict[str, tuple[int, int]] = {}
     for shapes, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):
         size = 0
@@ -94,45 +97,30 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
 
 
 def compiled(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the training step on all devices: bytes of memory and of collectives of one of them."""
+    """Compiles the training step: bytes of memory and of collectives per device."""
     import jax
-    import numpy as np
 
-    from dnrt_jax import experiment as problem
-    from dnrt_jax import models
     from dnrt_jax.benchmark import training
-    from dnrt_jax.data.datasets import Dataset
-    from dnrt_jax.runtime import sharding as parallel
-    from dnrt_jax.runtime.flops import multiply_accumulates
+    from dnrt_jax.runtime.sharding import replicated, split
 
-    batch_size, num_classes = settings["batch_size"], settings["num_classes"]
-    config = training.config_of(settings["model"], batch_size, "float32")
+    config = training.config_of(settings["model"], settings["batch_size"], "float32")
     config.arr.rule, config.parallel.fsdp = settings["rule"], settings["fsdp"]
-    config.train.steps, config.eval.batch_size = 1, batch_size
-    side = config.data.image_size
-    images = np.zeros((batch_size, side, side, 3), np.uint8)
-    labels = np.zeros(batch_size, np.int32)
-    data = Dataset(images, labels, tuple(map(str, range(num_classes))))
-    described = problem.build(config, data, data)
-    fns = problem.programs(described)
-    split = parallel.split(described.mesh)
+    config.train.steps = 1
+    built = training.describe(config, settings["num_classes"])
+    images, labels = training.images_of(config), training.labels_of(config, 1)
     batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-        for name, x in {"image": images, "label": labels, "mask": labels == 0}.items()
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split(built.mesh))
+        for name, x in {"inputs": images, "label": labels, "mask": labels == 0}.items()
     }
-    out = (jax.tree.map(lambda x: x.sharding, fns.shapes), parallel.replicated(described.mesh))
-    program = jax.jit(fns.step, out_shardings=out, donate_argnums=0)
-    program = program.lower(fns.shapes, batch).compile()
+    out = (jax.tree.map(lambda x: x.sharding, built.shapes), replicated(built.mesh))
+    program = jax.jit(built.step, out_shardings=out, donate_argnums=0)
+    program = program.lower(built.shapes, batch).compile()
     memory: Any = program.memory_analysis()
     text: Any = program.as_text()
-    model: Any = models.create(settings["model"], num_classes=num_classes, act="raa")
-    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    macs = multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, image)
     return {
         "memory": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         "collectives": collectives(text),
-        "macs": macs.total,
+        "macs": built.task.multiply_accumulates(built.model),
     }
 
 

@@ -1,4 +1,4 @@
-"""From the command to the import and to the first training step, programs kept and not."""
+"""Time to import and to the first training step, without and with a compilation cache."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
+from dnrt_jax.runtime.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
-    """Seconds of the import, and to the first step's record, cold beside warm.
+    """Rows: seconds to import, and to the record of the first step, cold and warm.
 
     Raises:
-      ValueError: a training that ends before its first step, with what it said.
+      ConfigError: if the training ends before its first step, with its output.
     """
     sides = {name: timed(lambda code=code: _python("-c", code)) for name, code in IMPORTS.items()}
     with tempfile.TemporaryDirectory() as kept:
@@ -39,7 +40,7 @@ def _cold(config: str) -> None:
 
 
 def first_step(config: str, kept: str) -> None:
-    """Starts the training, waits for its first step's record and kills it."""
+    """Starts a training, waits for the record of its first step and kills it."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "dnrt_jax.main", f"--config={config}"]
         command += [f"--workdir={workdir}/run", "--config.train.log_steps=1"]
@@ -56,7 +57,7 @@ def first_step(config: str, kept: str) -> None:
                 if said.startswith("step 1 "):
                     break
             else:
-                raise ValueError(f"the training ended before its first step: {said.strip()}")
+                raise ConfigError(f"the training ended before its first step: {said.strip()}")
             process.kill()
 
 

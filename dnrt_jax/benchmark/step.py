@@ -7,7 +7,7 @@ from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 from dnrt_jax.config import Config
 
-# Name: activation, weight of ARR.
+# name: (activation, weight of ARR)
 CASES = {"gelu": ("gelu", 0.0), "raa": ("raa", 0.0), "gelu+arr": ("gelu", 20.0)}
 CASES["raa+arr"] = ("raa", 20.0)
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def measure(config: Config, num_classes: int, steps: int, rounds: int) -> Iterator[Result]:
-    """Two rows a case, time and throughput; gelu against itself shows how far noise goes."""
+    """Two rows per case, time and throughput; gelu against itself shows the noise."""
     sides = {}
     for case, (act, weight) in CASES.items():
         config.model.act, config.arr.weight = act, weight

@@ -9,10 +9,10 @@ import numpy as np
 from dnrt_jax import models
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
-from dnrt_jax.runtime.flops import of_image
+from dnrt_jax.runtime.flops import of_image_model
 
-# 10^9 multiply-accumulates and milliseconds of ReLU and of DNRT in the paper. It calls the first
-# FLOPs, and does not name the device or the batch of the second.
+# 10^9 multiply-accumulates, which the paper calls FLOPs, and latency in ms of ReLU and DNRT. The
+# paper does not give the device or batch size of the latencies.
 PAPER = {
     "vit_tiny_patch16_224": {"relu": (1.078, 4.5), "raa": (1.080, 4.6)},
     "tnt_s_patch16_224": {"relu": (4.849, 10.1), "raa": (4.856, 10.5)},
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
-    """Counts beside the paper's, latencies of raa beside relu's here and in the paper."""
+    """Rows: counts, and latencies of raa relative to relu, here and in the paper."""
     for name in args.models:
         paper = PAPER[name]
         for act, (gmacs, _) in paper.items():
@@ -44,6 +44,6 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def gmacs_of(name: str, act: str) -> float:
-    """10^9 of dense layers, convolutions and RAA's shifts, an image, with 1000 classes."""
+    """10^9 multiply-accumulates per image in layers and RAA's shifts, with 1000 classes."""
     model: Any = models.create(name, num_classes=1000, act=act)
-    return of_image(model, (1, model.image_size, model.image_size, 3)).layers / 1e9
+    return of_image_model(model).layers / 1e9

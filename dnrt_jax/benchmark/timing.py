@@ -1,4 +1,4 @@
-"""Two or more sides measured in turns, so that a busy machine disturbs all of them alike."""
+"""Interleaved timing of several sides, so that other load affects all of them alike."""
 
 import sys
 import time
@@ -9,11 +9,12 @@ import numpy as np
 
 
 class Result(NamedTuple):
-    """One row. Without an `other` side there is no ratio either.
+    """One row of a benchmark.
 
-    ratio: median over the rounds of ours / other within a round.
-    spread: first and third quartile of that ratio, or of ours where there is no other.
-    n: rounds.
+    other, ratio: None if only one side was measured.
+    ratio: median of ours / other over the rounds.
+    spread: first and third quartile of the ratio, or of ours if there is no ratio.
+    n: number of rounds.
     """
 
     case: str
@@ -26,10 +27,10 @@ class Result(NamedTuple):
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Calls every side once a round and stacks what it returns: f64[rounds, ...] by name.
+    """Calls every side once per round and stacks the results: {name: f64[rounds, ...]}.
 
-    The order rotates from round to round. Before the first, each side runs once unrecorded, which
-    compiles and warms it up; how long that takes goes to standard error.
+    The order rotates with the rounds. Before the first round, each side runs once to compile and
+    warm up; the time of that is printed on standard error.
     """
     for name, side in sides.items():
         seconds = timed(side)()
@@ -54,7 +55,7 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def compare(case: str, unit: str, ours: np.ndarray, other: np.ndarray | None = None) -> Result:
-    """A row from the rounds' values f64[rounds] of one side, or of two."""
+    """Makes a row from the values f64[rounds] of one or two sides."""
     ratios = None if other is None else ours / other
     low, high = np.percentile(ours if ratios is None else ratios, (25, 75)).tolist()
     return Result(

@@ -1,1 +1,1 @@
-"""Bytes -> arrays -> batches: `datasets` reads, `augment` transforms on the device."""
+"""Data sets: `datasets` reads and decodes on the host, `augment` transforms on the device."""

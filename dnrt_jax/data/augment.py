@@ -1,9 +1,9 @@
 """Training and evaluation transforms on the device: uint8 images in, normalised float32 out.
 
 The training transform is timm's: crop -> flip -> RandAugment -> normalise -> random erasing. An
-image's randomness comes from its own key alone, so the result does not depend on how a batch is
-split over devices or micro-batches. That holds for JAX's default generator, threefry; "rbg" draws
-one stream for a whole batch of keys.
+image's randomness depends only on its own key, so the result does not depend on how a batch is
+split over devices or micro-batches. This holds for JAX's default generator, threefry, but not for
+"rbg".
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from dnrt_jax.data import randaugment, resample
 
-_BICUBIC = {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}  # interpolation: its probability
+_BICUBIC = {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}  # interpolation: probability of bicubic
 
 
 def train_transform(
@@ -32,16 +32,20 @@ def train_transform(
     rand_augment: str = "",
     erase: float = 0.0,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A jitted function (keys[B], images u8[B, H, W, C]) -> f32[B, image_size, image_size, C].
+    """Returns a jitted (keys[B], images u8[B, H, W, C]) -> f32[B, S, S, C], with S = image_size.
 
-    mean, std: of each channel, for pixels in 0 .. 1.
-    crop: "random_resized" (a box of `crop_area` of the image and width / height in `crop_aspect`,
-        resized), "pad" (`pad` black pixels on each side, then a random window) or "none".
-    interpolation: "bilinear", "bicubic" or "random", of the resize and of RandAugment.
-    flip, erase: probabilities.
-    rand_augment: timm's string, such as "rand-m9-mstd0.5-inc1"; "" for none. RGB only.
+    Args:
+      mean, std: per channel, for pixels in 0 .. 1.
+      crop: "random_resized" (a random box with a fraction `crop_area` of the image and width /
+        height in `crop_aspect`, resized), "pad" (a random window after adding `pad` black pixels on
+        each side) or "none".
+      interpolation: "bilinear", "bicubic" or "random", for the resize and for RandAugment.
+      flip, erase: probabilities.
+      rand_augment: a policy in timm's notation, such as "rand-m9-mstd0.5-inc1"; "" for none. RGB
+        images only.
 
-    Raises ValueError for arguments out of range, and when first called on images that do not fit.
+    Raises:
+      ValueError: for arguments out of range; on the first call, for unsuitable images.
     """
     _check_size_and_statistics(image_size, mean, std)
     _check("crop", crop, crop in ("random_resized", "pad", "none"), "random_resized, pad or none")
@@ -91,10 +95,13 @@ def train_transform(
 def eval_transform(
     *, image_size: int, eval_resize: int, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[jax.Array], jax.Array]:
-    """A jitted function images u8[B, H, W, C] -> f32[B, image_size, image_size, C].
+    """Returns a jitted function images u8[B, H, W, C] -> f32[B, image_size, image_size, C].
 
-    The shorter side is resized to `eval_resize` (bilinear, antialiased), then the centre is cut out
-    and normalised. Raises ValueError for arguments out of range.
+    Resizes the shorter side to `eval_resize` (bilinear, antialiased), crops the centre and
+    normalises.
+
+    Raises:
+      ValueError: for arguments out of range.
     """
     _check_size_and_statistics(image_size, mean, std)
     _check("eval_resize", eval_resize, eval_resize >= image_size, f"at least {image_size=}")
@@ -118,7 +125,7 @@ def random_crop_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> jax.Array:
-    """i32[4] = (top, left, height, width) of a random resized crop, as in torchvision and timm."""
+    """The box i32[4] = (top, left, height, width) of a random resized crop, as in timm."""
     found, box = _random_box(key, (height, width), area, aspect, (height, width))
     ratio = min(max(width / height, aspect[0]), aspect[1])
     h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
@@ -126,7 +133,8 @@ def random_crop_box(
 
 
 def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
-    """f32[H, W, C] with, by chance, a box of normal noise (Zhong et al., 2020; timm's "pixel")."""
+    """Replaces a random box of f32[H, W, C] by normal noise with the given probability (Zhong et
+    al., 2020; timm's mode "pixel")."""
     chance_key, box_key, noise_key = jax.random.split(key, 3)
     height, width, _ = image.shape
     found, (top, left, h, w) = _random_box(
@@ -141,10 +149,10 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
 def mixup(
     key: jax.Array, images: jax.Array, label_probs: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Blends f32[B, H, W, C] and f32[B, K] with the batch in reverse (Zhang et al., 2018).
+    """Mixup (Zhang et al., 2018) of f32[B, H, W, C] and f32[B, K] with the reversed batch.
 
-    One share ~ Beta(alpha, alpha) for the whole batch, as timm's default. Raises ValueError unless
-    alpha > 0.
+    The weight ~ Beta(alpha, alpha) is the same for the whole batch, as by default in timm. Raises
+    ValueError unless alpha > 0.
     """
     _check("mixup alpha", alpha, alpha > 0, "a positive number")
     share = jax.random.beta(key, alpha, alpha)
@@ -155,10 +163,10 @@ def mixup(
 def cutmix(
     key: jax.Array, images: jax.Array, label_probs: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Pastes one box of the batch in reverse (Yun et al., 2019); shapes and errors as `mixup`.
+    """CutMix (Yun et al., 2019) with the reversed batch; shapes and errors as for `mixup`.
 
-    The box covers 1 - Beta(alpha, alpha) of the image, less what falls outside; labels are mixed
-    by what it really covers.
+    The box has an area of 1 - Beta(alpha, alpha) and is clipped to the image; labels are mixed
+    according to the clipped area.
     """
     _check("cutmix alpha", alpha, alpha > 0, "a positive number")
     share_key, centre_key = jax.random.split(key)
@@ -193,9 +201,9 @@ def _pad_and_crop(key, image, size, pad):
 
 
 def _random_box(key, shape, area, aspect, largest):
-    """(found, (top, left, height, width)): the first of ten draws that is at most `largest`.
+    """(found, (top, left, height, width)): the first of ten random boxes of at most size `largest`.
 
-    The area is a uniform share of the image, width / height log-uniform.
+    The area is uniform in `area`, a fraction of the image; width / height is log-uniform.
     """
     u = jax.random.uniform(key, (22,))
     target = shape[0] * shape[1] * (area[0] + (area[1] - area[0]) * u[:10])

@@ -1,7 +1,7 @@
-"""Arrays kept beside the archive that they were decoded from, so that a second start is quick.
+"""Caches the decoded images of an archive in a file next to it, to speed up later starts.
 
-A cache belongs to the archive as it is, by size and time of change. Of an archive that was replaced
-the old one is removed when the new one is written.
+A cache is valid for the size and modification time of its archive. When the archive was replaced,
+the old cache is deleted as the new one is written.
 """
 
 import os
@@ -15,14 +15,14 @@ FOLDER = ".cache"
 
 
 def path_for(archive: Path, split: str, image_size: int) -> Path:
-    """Where the arrays of `archive` as it is now belong; another archive gets another name."""
+    """The path of the cache for the current version of `archive`."""
     stat = archive.stat()
     version = f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{image_size}"
     return archive.parent / FOLDER / f"{archive.name}-{split}-{version}.npz"
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
-    """Images, labels and class names, or None if they are missing or damaged."""
+    """Reads images, labels and class names; None if the cache is missing or damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays["images"], arrays["labels"], tuple(map(str, arrays["class_names"]))
@@ -31,12 +31,12 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
 
 
 def write(path: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
-    """Writes beside and renames, then removes what was kept of the same split and image size while
-    the archive was another; where the folder cannot be written, there is no cache."""
+    """Writes the cache atomically, then deletes those of older versions of the archive. Does
+    nothing if the folder is not writable."""
     part = None
     try:
         if not path.parent.parent.stat().st_mode & 0o222:
-            return  # read-only is respected by root too, whom the system lets write
+            return  # respect read-only folders as root, too
         path.parent.mkdir(exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(handle, "wb") as file:
@@ -51,6 +51,6 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple
 
 
 def _without_version(path: Path) -> tuple[str, ...]:
-    """The name less the archive's size and time: (ARCHIVE-SPLIT, IMAGE_SIZE.npz)."""
+    """The file name without the archive's size and time: (ARCHIVE-SPLIT, IMAGE_SIZE.npz)."""
     name, *_, image_size = path.name.rsplit("-", 3)
     return name, image_size

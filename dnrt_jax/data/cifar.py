@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 from their original archives (binary or python form), or downloaded.
+"""CIFAR-10 and CIFAR-100 from their original archives (binary or python version), or downloaded.
 
-The format is on https://www.cs.toronto.edu/~kriz/cifar.html. The python form is pickled; it is
-read by an unpickler that builds NumPy arrays and nothing else.
+The formats are described on https://www.cs.toronto.edu/~kriz/cifar.html. The python version is read
+by a restricted unpickler that only builds NumPy arrays.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ CONNECT_SECONDS = 5
 
 
 class Form(NamedTuple):
-    """One of the forms in which a CIFAR is published."""
+    """One of the published versions of a CIFAR."""
 
     archive: str
     sha256: str
@@ -78,7 +78,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def find(name: str, data_dir: Path) -> tuple[Form, Path] | None:
-    """The extracted folder or the archive, in DATA_DIR or DATA_DIR/NAME, whichever is there."""
+    """Finds the extracted folder or the archive in DATA_DIR or DATA_DIR/NAME."""
     for form in FORMS[name]:
         for place in (data_dir, data_dir / name):
             if (place / form.folder).is_dir():
@@ -91,11 +91,11 @@ def find(name: str, data_dir: Path) -> tuple[Form, Path] | None:
 def load(
     name: str, form: Form, path: Path, split: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Images uint8[N, 32, 32, 3], (fine) labels int32[N], class names.
+    """Reads images uint8[N, 32, 32, 3], (fine) labels int32[N] and class names.
 
     Raises:
-      DataNotFoundError: a file of the set is missing.
-      DataError: a wrong checksum, a damaged file, or content that is not CIFAR's.
+      DataNotFoundError: if a file is missing.
+      DataError: for a wrong checksum, a damaged file, or unexpected content.
     """
     batches = form.train if split == "train" else form.test
     with reading(path, DAMAGED_ARCHIVE):
@@ -121,7 +121,7 @@ def load(
 
 
 def reachable() -> bool:
-    """Whether the archives' server answers within CONNECT_SECONDS, name look-up included."""
+    """Whether the download server can be reached within CONNECT_SECONDS, including DNS."""
     answers = []
 
     def ask() -> None:
@@ -134,7 +134,7 @@ def reachable() -> bool:
         except (OSError, http.client.HTTPException):
             answers.append(False)
 
-    # A name look-up has no time-out of its own, so it may have to be left behind.
+    # In a thread, as DNS look-ups have no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
@@ -142,12 +142,11 @@ def reachable() -> bool:
 
 
 def download(name: str, data_dir: Path) -> tuple[Form, Path]:
-    """The binary archive in DATA_DIR; it gets its name once its checksum is right.
+    """Downloads the binary archive to DATA_DIR; it is renamed when its checksum was verified.
 
     Raises:
-      DownloadError: the transfer broke off.
-      DataError: the archive's checksum is wrong, or `data_dir` cannot be written. Nothing is left
-        behind in any case.
+      DownloadError: if the download failed.
+      DataError: if the checksum is wrong or `data_dir` is not writable. No file is left behind.
     """
     form = FORMS[name][0]
     target = data_dir / form.archive
@@ -203,7 +202,7 @@ def _read(path: Path, form: Form, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _parse_binary(data: bytes, name: str, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Records of one label (CIFAR-100: coarse, then fine) and 3 x 32 x 32 pixels."""
+    """Parses records of a label (CIFAR-100: coarse, then fine) and 3 x 32 x 32 pixels."""
     columns = 1 if name == "cifar10" else 2
     if not data or len(data) % (columns + 3072):
         raise DataError(f"{where} is truncated ({len(data)} bytes); fetch the data set again")
@@ -232,7 +231,7 @@ def _checked(labels: np.ndarray, name: str, where: str) -> np.ndarray:
     return labels
 
 
-# What a pickled array asks for. `_codecs.encode` is how Python 3 pickles bytes for Python 2.
+# The globals of pickled arrays. Python 3 pickles bytes for Python 2 with `_codecs.encode`.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -252,10 +251,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _unpickle(data: bytes, where: str) -> dict:
     try:
         content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # whatever a damaged or hostile pickle provokes
+    except Exception as error:  # a damaged or malicious pickle may raise anything
         raise DataError(
             f"{where} cannot be read ({one_line(error)}); fetch the data set again"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{where} holds no dictionary; fetch the data set again")
+        raise DataError(f"{where} is not a dictionary; fetch the data set again")
     return content

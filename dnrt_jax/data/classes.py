@@ -1,4 +1,4 @@
-"""Which classes of a split have images."""
+"""Checks which classes of a split have images."""
 
 import logging
 from functools import cache
@@ -9,13 +9,13 @@ NAMED = 5
 
 
 def absent(labels: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
-    """The names of the classes that no label is of."""
+    """The names of the classes without labels."""
     present = set(np.unique(labels).tolist())
     return [name for label, name in enumerate(class_names) if label not in present]
 
 
 def warn(labels: np.ndarray, class_names: tuple[str, ...], where: str, *, train: bool) -> None:
-    """Says once what is odd about the classes of the split `where`, but no mistake."""
+    """Warns once about unusual but valid classes of the split `where`."""
     if train and len(class_names) == 1:
         _warn_once(f"{where}: only one class: nothing to learn")
     if missing := absent(labels, class_names):

@@ -1,8 +1,8 @@
-"""Data sets by name, decoded once into uint8 arrays that fit in memory.
+"""Data sets by name, decoded into uint8 arrays in memory.
 
-digits               scikit-learn's 1,797 images of 8 x 8 x 1, every fifth of a class for test
-cifar10, cifar100    a prepared tensorflow-datasets folder or the original archive in DATA_DIR,
-                     else downloaded; an image folder of that name serves as well
+digits               scikit-learn's 1,797 images of 8 x 8 x 1; every fifth image of a class is test
+cifar10, cifar100    a prepared tensorflow-datasets folder, the original archive or an image folder
+                     in DATA_DIR, else downloaded
 tfds:NAME            any prepared image classification set of tensorflow-datasets
 anything else        DATA_DIR/NAME/{train,val|test}/CLASS/IMAGE, or one archive of that content
 """
@@ -14,10 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dnrt_jax.data import cache, cifar, classes
-from dnrt_jax.data import decode as images
-from dnrt_jax.data import image_folder as folder
-from dnrt_jax.data import tfds as prepared
+from dnrt_jax.data import cache, cifar, classes, decode, image_folder, tfds
 from dnrt_jax.data.in_memory import Dataset, long_tailed, validate
 from dnrt_jax.data.reading import reading
 from dnrt_jax.data.source import Source
@@ -28,12 +25,12 @@ SKIPPED_AT_MOST = 0.01
 
 
 def names() -> tuple[str, ...]:
-    """The data sets known by name, beside `tfds:NAME` and whatever lies in DATA_DIR."""
+    """The built-in data sets, in addition to `tfds:NAME` and those in DATA_DIR."""
     return ("digits", *cifar.FORMS)
 
 
 def data_dir(text: str) -> Path:
-    """The folder of all data sets: `text` (the field data.dir), else $DATA_DIR, else ./data."""
+    """The folder of the data sets: `text` (the field data.dir), else $DATA_DIR, else ./data."""
     return Path(text or os.environ.get("DATA_DIR", "data")).expanduser()
 
 
@@ -47,21 +44,22 @@ def load(
     on_error: str = "stop",
 ) -> Dataset:
     """One split in memory. Sizes are kept where all images have the same; images of several sizes
-    become squares, ready for the evaluation crop: see `images.fit`, `images.eval_side`.
+    become squares, ready for the evaluation crop: see `decode.fit`, `decode.eval_side`.
 
-    Says in one warning which classes a test split has no image of.
+    If all images have the same size, it is kept; otherwise images become squares of the size needed
+    for the evaluation crop, see `images.fit` and `images.eval_side`. Warns of classes without test
+    images.
 
     Args:
-      image_size: what the model will see; used for images of several sizes only.
-      imbalance: largest training class by smallest, see `long_tailed`; 0 for the set as it is.
-      on_error: "stop" at a broken image, or "skip" with one warning: up to 1% of the split, at
-        least one.
+      image_size: input size of the model; used only for images of different sizes.
+      imbalance: largest / smallest training class, see `long_tailed`; 0 for the full split.
+      on_error: "stop" at an unreadable image, or "skip" up to 1% of the split (at least one).
 
     Raises:
-      DataNotFoundError: no such data set or split, naming the folder and the ways to provide it.
-      DownloadError: a download broke off.
-      DataError: files that cannot be read, or are not what they should be.
-      ValueError: bad arguments.
+      DataNotFoundError: if there is no such data set or split, with the ways to provide it.
+      DownloadError: if the download failed.
+      DataError: if files cannot be read or have unexpected content.
+      ValueError: for invalid arguments.
     """
     _check("split", split, SPLITS)
     _check("on_error", on_error, ("stop", "skip"))
@@ -80,12 +78,12 @@ def _load(name: str, data_dir: Path, split: str, image_size: int, on_error: str)
         return Dataset(*cifar.load(name, *found, split))
     if (source := find(name, data_dir, split)) is not None:
         where = f"{name} ({split})"
-        if not isinstance(source, folder.Archive):
-            return decode(source, where, image_size=image_size, on_error=on_error)
+        if not isinstance(source, image_folder.Archive):
+            return decode_all(source, where, image_size=image_size, on_error=on_error)
         path = cache.path_for(source.path, split, image_size)
         if (cached := cache.read(path)) is not None:
             return Dataset(*cached)
-        dataset = decode(source, where, image_size=image_size, on_error=on_error)
+        dataset = decode_all(source, where, image_size=image_size, on_error=on_error)
         if len(dataset) == len(source):  # nothing skipped, so nothing to warn of next time
             cache.write(path, dataset.images, dataset.labels, dataset.class_names)
         return dataset
@@ -95,27 +93,27 @@ def _load(name: str, data_dir: Path, split: str, image_size: int, on_error: str)
 
 
 def find(name: str, data_dir: Path, split: str) -> Source | None:
-    """The examples of a prepared, image-folder or archived data set, or None where nothing lies.
+    """Opens a tensorflow-datasets folder, image folder or archive; None if there is none.
 
     Raises:
-      DataError: what lies there cannot be used; DataNotFoundError, if it lacks the split.
+      DataError: if it cannot be used; DataNotFoundError if it does not have the split.
     """
     if not name.removeprefix("tfds:"):
         raise DataError("the data set's name is empty")
     with reading(data_dir / name):
-        if (path := prepared.find(name.removeprefix("tfds:"), data_dir)) is not None:
-            return prepared.Prepared(path, split)
+        if (path := tfds.find(name.removeprefix("tfds:"), data_dir)) is not None:
+            return tfds.Prepared(path, split)
         if name.startswith("tfds:"):
             return None
-        if folder.is_image_folder(data_dir / name):
-            return folder.ImageFolder(data_dir / name, split)
-        if (path := folder.find_archive(name, data_dir)) is not None:
-            return folder.Archive(path, split)
+        if image_folder.is_image_folder(data_dir / name):
+            return image_folder.ImageFolder(data_dir / name, split)
+        if (path := image_folder.find_archive(name, data_dir)) is not None:
+            return image_folder.Archive(path, split)
     return None
 
 
 def digits(split: str) -> Dataset:
-    """uint8[N, 8, 8, 1] (0 .. 16 scaled to 0 .. 255); the fifth, tenth, ... of a class is test."""
+    """Images uint8[N, 8, 8, 1], with 0 .. 16 scaled to 0 .. 255; each fifth of a class is test."""
     from sklearn.datasets import load_digits
 
     pixels, target = load_digits(return_X_y=True)
@@ -126,16 +124,16 @@ def digits(split: str) -> Dataset:
     return Dataset(pixels[chosen], labels[chosen], tuple("0123456789"))
 
 
-def decode(source: Source, where: str, *, image_size: int, on_error: str) -> Dataset:
+def decode_all(source: Source, where: str, *, image_size: int, on_error: str) -> Dataset:
     """All examples of `source`, in order; arguments as of `load`.
 
     Raises:
-      DataError: no images, a broken one, or with on_error="skip" too many.
+      DataError: if there are no images, or unreadable ones (with on_error="skip", too many).
     """
     try:
         return _decode(source, where, None, on_error)
     except _SeveralSizes:
-        return _decode(source, where, images.eval_side(image_size), on_error)
+        return _decode(source, where, decode.eval_side(image_size), on_error)
 
 
 class _SeveralSizes(Exception):
@@ -147,8 +145,8 @@ def _decode(source: Source, where: str, side: int | None, on_error: str) -> Data
     for index in range(len(source)):
         try:
             example = source[index]
-            image = images.decode(example.data, example.name, side)
-        except images.BrokenImage as error:
+            image = decode.decode(example.data, example.name, side)
+        except decode.BrokenImage as error:
             broken.append(str(error))
             check_broken(broken, len(source), where, on_error)
             continue
@@ -166,7 +164,7 @@ def _decode(source: Source, where: str, side: int | None, on_error: str) -> Data
 
 
 def check_broken(broken: Sequence[str], total: int, where: str, on_error: str) -> None:
-    """Raises DataError unless broken images may be skipped and are few: 1% of all, at least one."""
+    """Raises DataError unless `on_error` is "skip" and at most 1% of the images are broken."""
     if on_error == "stop":
         raise DataError(f"{broken[-1]}; replace or remove it, or set data.on_error=skip")
     if len(broken) > max(1, SKIPPED_AT_MOST * total) or len(broken) == total:
@@ -199,7 +197,7 @@ def _not_found(name: str, data_dir: Path) -> str:
     hint = did_you_mean(name, {*names(), *sets})
     return (
         f"{nothing}: expected {name}/{{train,val}}/CLASS/IMAGE, an archive of that content"
-        f" ({name}{f', {name}'.join(folder.ARCHIVES)}) or a prepared {name}/VERSION{hint}"
+        f" ({name}{f', {name}'.join(image_folder.ARCHIVES)}) or a prepared {name}/VERSION{hint}"
     )
 
 

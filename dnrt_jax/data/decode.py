@@ -1,4 +1,4 @@
-"""Image bytes -> upright uint8 RGB, in one place: which formats are read, what counts as broken."""
+"""Decodes image files to upright uint8 RGB."""
 
 import io
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from PIL import Image, JpegImagePlugin
 
 from dnrt_jax.runtime.errors import DataError
 
-# Pillow also opens formats that run other programs (EPS) or are no photographs (PDF, fonts).
+# Pillow also opens formats that run other programs (EPS) or are not photographs (PDF, fonts).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EVAL_CROP = 0.875
 EXIF_ORIENTATION = 0x0112
-# What turns a picture of each EXIF orientation upright (as Pillow's ImageOps.exif_transpose does).
+# The transpose for each EXIF orientation (as in Pillow's ImageOps.exif_transpose).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,16 +26,16 @@ TURNS = {
 
 
 class BrokenImage(DataError):
-    """One line: the image's name and what is wrong with it."""
+    """An image that cannot be decoded; the message is one line with its name and the reason."""
 
 
 @contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The image in `data`, header read and pixels not yet; any failure inside is a BrokenImage.
+    """Context manager: opens the image in `data` and reads its header, but not the pixels.
 
     Raises:
-      BrokenImage: empty, truncated or no image, or so many pixels that it may be a bomb
-        (twice Pillow's `MAX_IMAGE_PIXELS`).
+      BrokenImage: for any failure in the block, or if `data` is empty, truncated, not an image, or
+        has too many pixels (twice Pillow's `MAX_IMAGE_PIXELS`: a decompression bomb).
     """
     if not data:
         raise BrokenImage(f"{name}: empty file (0 bytes)")
@@ -47,40 +47,40 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise BrokenImage(f"{name}: decompression bomb, too many pixels to be decoded") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's parsers let through whatever a damaged file provokes.
+    except Exception as error:  # Pillow's parsers raise anything for damaged files
         reason = " ".join(str(error).split())
         raise BrokenImage(f"{name}: broken image ({reason})") from None
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number for how the stored rows and columns lie, 1 .. 8; 1 is upright, as is no EXIF.
+    """The EXIF orientation, 1 .. 8; 1 (upright) if there is none.
 
-    Only of a JPEG it is read before the pixels, which may then be decoded at a fraction of their
-    size; Pillow turns a TIFF itself while it decodes it, and a PNG may have it after its pixels.
+    For JPEG it is read before the pixels, so that they can be decoded at a reduced size. Pillow
+    rotates TIFF files itself while decoding, and a PNG may have it after its pixels.
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         image.load()
     try:
         number = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's parser of EXIF; the pixels may be sound
+    except Exception:  # EXIF may be damaged while the pixels are not
         return 1
     return number if number in TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of what `to_rgb` returns."""
+    """(width, height) after `to_rgb`."""
     width, height = image.size
     on_its_side = orientation(image) >= 5
     return (height, width) if on_its_side else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decoded 8-bit RGB, turned upright as its EXIF orientation says.
+    """Decodes to 8-bit RGB and rotates according to the EXIF orientation.
 
-    16 bits are scaled, palettes looked up, alpha dropped (as `convert` does).
+    16-bit images are scaled, palettes looked up, alpha dropped (as in Pillow's `convert`).
 
     Raises:
-      ValueError: pixels that have no fixed range (32-bit integers, floats).
+      ValueError: for pixels without a fixed range (32-bit integers, floats).
     """
     turn = TURNS.get(orientation(image))
     image = _convert(image)
@@ -104,15 +104,15 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def eval_side(image_size: int) -> int:
-    """Shorter side before the centre crop of the evaluation transform (32 -> 36, 224 -> 256)."""
+    """The size of the shorter side before the evaluation crop: 32 -> 36, 224 -> 256."""
     return int(image_size / EVAL_CROP)
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side resized to `side` (bilinear, antialiased), then the centre square.
+    """Resizes the shorter side to `side` (bilinear, antialiased) and crops the centre square.
 
     Raises:
-      ValueError: an image so narrow that its resized form would not fit in memory.
+      ValueError: for an image so narrow that the resized image would not fit in memory.
     """
     (width, height), short = image.size, min(image.size)
     wide, high = int(side * width / short), int(side * height / short)
@@ -124,7 +124,7 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def decode(data: bytes, name: str, side: int | None = None) -> np.ndarray:
-    """uint8[H, W, 3], or with `side` the centre square of that side; raises BrokenImage."""
+    """Decodes to uint8[H, W, 3], or with `side` to uint8[side, side, 3]; raises BrokenImage."""
     with opened(data, name) as image:
         rgb = to_rgb(image)
         return np.asarray(rgb if side is None else fit(rgb, side))

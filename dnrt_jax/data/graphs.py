@@ -1,7 +1,8 @@
 """Graphs for node classification, from DATA_DIR/NAME.npz in the layout of DGraph-Fin.
 
-x [N, F]; y [N], classes from 0, where -1 is none; edge_index [E, 2]; train_mask, valid_mask and
-test_mask, indices of labelled nodes (or bool[N]). `synthetic` is a made-up one of DGraph's size.
+Arrays: x [N, F]; y [N], classes from 0, or -1 for none; edge_index [E, 2]; train_mask, valid_mask
+and test_mask, indices of labelled nodes, or bool[N]. `synthetic` is a random graph of DGraph's
+size.
 """
 
 import zipfile
@@ -20,13 +21,13 @@ DGRAPH = {"nodes": 3_700_550, "edges": 4_300_999, "normal": 1_210_092, "fraud": 
 
 
 class GraphData(NamedTuple):
-    """senders and receivers go both ways, without repetition, and are sorted by receiver."""
+    """A graph. Edges are symmetric, unique, and sorted by receiver."""
 
     features: np.ndarray  # f32[N, F]
     senders: np.ndarray  # i32[E]
     receivers: np.ndarray  # i32[E]
-    labels: np.ndarray  # i32[N], in 0 .. K-1 at the nodes of the splits
-    splits: dict[str, np.ndarray]  # i32[n] by name, the nodes of each; disjoint
+    labels: np.ndarray  # i32[N], in 0 .. K-1 for the nodes of the splits
+    splits: dict[str, np.ndarray]  # {"train", "valid", "test": i32[n]}, disjoint
     class_names: tuple[str, ...]  # K
 
 
@@ -34,12 +35,12 @@ def load(name: str, data_dir: str | Path, *, features: str, self_loops: bool) ->
     """Reads and checks the graph `name`.
 
     Args:
-      features: "raw"; "rows", each node's add up to 1; "zscore", columns of mean 0, deviation 1.
-      self_loops: whether every node is its own neighbour too.
+      features: "raw"; "rows" (normalised to sum 1 per node); "zscore" (columns standardised).
+      self_loops: whether to add a self-loop to every node.
 
     Raises:
-      DataNotFoundError: no such file.
-      DataError: what is wrong with it, in one line.
+      DataNotFoundError: if there is no such file.
+      DataError: if the file is damaged or invalid.
     """
     if name == "synthetic":
         return prepare(synthetic(), name, features=features, self_loops=self_loops)
@@ -73,10 +74,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def prepare(
     arrays: dict[str, np.ndarray], where: str, *, features: str = "raw", self_loops: bool = False
 ) -> GraphData:
-    """Checks the arrays of a file; `where` names it in errors.
+    """Checks the arrays of a file and builds the graph; `where` names the file in errors.
 
     Raises:
-      DataError: what is wrong, in one line.
+      DataError: if an array is missing or invalid.
     """
     try:
         x, labels = _checked_nodes(arrays)
@@ -97,7 +98,7 @@ def prepare(
 
 
 class _Wrong(Exception):
-    """What is wrong with an array, without the name of its file."""
+    """An invalid array; the message does not have the file name yet."""
 
 
 def _check(good: bool, problem: str) -> None:
@@ -130,7 +131,7 @@ def _checked_edges(edges: np.ndarray, count: int) -> np.ndarray:
 
 
 def _checked_split(split: str, arrays: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The nodes of a split, all of them labelled."""
+    """The nodes of a split; all must be labelled."""
     name, count = f"{split}_mask", len(labels)
     nodes = _nodes(arrays[name], count)
     _check(nodes.dtype.kind in "iu", f"{name} is {nodes.dtype}, not indices of nodes")
@@ -143,7 +144,7 @@ def _checked_split(split: str, arrays: dict[str, np.ndarray], labels: np.ndarray
 
 
 def _checked_classes(splits: dict[str, np.ndarray], labels: np.ndarray) -> int:
-    """How many classes there are; each has a training node, and no node is in two splits."""
+    """The number of classes; checks that each has a training node and that splits are disjoint."""
     together = np.concatenate(list(splits.values()))
     twice = np.flatnonzero(np.bincount(together, minlength=len(labels)) > 1)
     _check(not twice.size, f"the masks overlap: {twice.size} nodes occur twice, as {twice[:1]}")
@@ -187,9 +188,10 @@ def synthetic(
     fraud: int = DGRAPH["fraud"],
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a made-up graph, by default of DGraph-Fin's size, class balance and split.
+    """The arrays of a random graph, by default with DGraph-Fin's size, class balance and splits.
 
-    For speed and memory: the 17 features of a fraud are shifted a little, and edges are random.
+    For measurements of speed and memory: edges are random, and the 17 features of frauds are
+    slightly shifted.
     """
     rng = np.random.default_rng(seed)
     labels = np.full(nodes, -1)
@@ -210,7 +212,7 @@ def synthetic(
 
 
 def neighbour_starts(graph: GraphData) -> np.ndarray:
-    """Where the edges of each receiver start, i64[N + 1]."""
+    """The index of the first edge of each receiver, i64[N + 1]."""
     return np.searchsorted(graph.receivers, np.arange(len(graph.features) + 1))
 
 
@@ -221,16 +223,15 @@ def sample_neighbours(
     fanout: tuple[int, ...],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws `fanout[0]` neighbours of each seed, `fanout[1]` of each of those, and so on.
+    """Samples `fanout[0]` neighbours of each seed, `fanout[1]` of each of those, and so on.
 
-    `senders` are those of all edges, `starts` as from `neighbour_starts`. Draws are uniform, with
-    replacement; a node without neighbours has none. The sample is a tree: a node that is drawn
-    twice stands twice.
+    `senders` are those of all edges, `starts` is from `neighbour_starts`. Sampling is uniform with
+    replacement. The result is a tree: a node that is drawn twice occurs twice.
 
     Returns:
-      nodes i32[n], the seeds first; senders and receivers i32[n - B], positions in `nodes`, sorted
-      by receiver, where n depends on the number of seeds and `fanout` alone: a draw that had
-      nothing to draw from has the receiver n.
+      nodes i32[n], with the seeds first; senders and receivers i32[n - B], indices into `nodes`,
+      sorted by receiver. n depends only on the number of seeds and `fanout`: for nodes without
+      neighbours, the entries are padding with receiver n.
     """
     layer, nodes, receivers, missing = seeds, [seeds], [], []
     offset = 0

@@ -1,6 +1,6 @@
 """Image folders `NAME/{train,val|test}/CLASS/IMAGE`, on disk or inside one archive.
 
-Archives are read, never extracted, so no member can leave the folder.
+Archives are read without extracting them, so no member can write outside the folder.
 """
 
 import os
@@ -27,7 +27,7 @@ MAX_BYTES = 2**28
 
 
 class Entry(NamedTuple):
-    """A class folder (`file` is empty) or a file somewhere below one."""
+    """A class folder (`file` is empty) or a file below one."""
 
     split: str
     class_name: str
@@ -35,15 +35,15 @@ class Entry(NamedTuple):
 
 
 class ImageFolder:
-    """One split of an image folder; files in order of class, then name; any depth below a class.
+    """One split of an image folder, with files at any depth, sorted by class and name.
 
-    Hidden files and what file managers leave behind are passed over, links are followed. The
-    classes are the training split's, where there is one; the test split may lack some of them.
+    Hidden files and files of file managers are ignored, links are followed. The classes are those
+    of the training split, if there is one; the test split may lack some of them.
 
     Raises:
-      DataNotFoundError: the folder has no such split, or no class in it.
-      DataError: a folder that cannot be listed, a class without training images, or one of the
-        test split alone; when indexed BrokenImage, for a file that cannot be read.
+      DataNotFoundError: if the folder does not have the split, or the split has no classes.
+      DataError: if a folder cannot be listed, a class has no training images, or only the test
+        split has it. Indexing raises BrokenImage for a file that cannot be read.
     """
 
     channels = 3
@@ -60,7 +60,7 @@ class ImageFolder:
         self.folder = root / folder
         with reading(self.folder):
             found, labels = _files(files, self.class_names, self.folder, split)
-        # Compact arrays: ImageNet's list of names goes to every worker of the loader.
+        # Compact arrays, as ImageNet's list of names is sent to every worker of the loader.
         self.files = np.array([os.fsencode(f"{f.class_name}/{f.file}") for f in found])
         self.labels = np.array(labels, np.int32)
 
@@ -80,12 +80,13 @@ class ImageFolder:
 
 
 class Archive:
-    """One split of an image folder inside an archive; at first use it is read into memory, its
-    images still compressed. The content may lie under one top folder; links are passed over.
+    """One split of an image folder in an archive, read into memory on first use, still encoded.
 
-    Raises, when it is read:
-      DataNotFoundError: the archive has no such split, or no class in it.
-      DataError: as `ImageFolder`; a damaged archive; a member named with `..` or from the root.
+    The content may be in one top-level folder; links are ignored.
+
+    Raises (on first use):
+      DataNotFoundError: if the archive does not have the split, or the split has no classes.
+      DataError: as for `ImageFolder`; for a damaged archive, or absolute names or `..` in it.
     """
 
     channels = 3
@@ -126,12 +127,12 @@ class Archive:
 
 
 def find_archive(name: str, data_dir: Path) -> Path | None:
-    """`DATA_DIR/NAME.tar[.xz|.gz]`, `.tgz` or `.zip`, the first that is there."""
+    """The first existing file of `DATA_DIR/NAME.tar[.xz|.gz]`, `.tgz` and `.zip`."""
     return next((p for suffix in ARCHIVES if (p := data_dir / f"{name}{suffix}").is_file()), None)
 
 
 def is_image_folder(root: Path) -> bool:
-    """Whether `root` has a split folder, and so is meant as image folder."""
+    """Whether `root` has the folder of a split."""
     return any((root / folder).is_dir() for folder in SPLIT_FOLDERS)
 
 
@@ -142,7 +143,7 @@ def _folders(parent: Path) -> list[str]:
 
 
 def _raise(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # a test split may lack the folder of a class
+    if not isinstance(error, FileNotFoundError):  # the test split may lack classes
         raise error
 
 
@@ -151,7 +152,7 @@ def _litter(name: str) -> bool:
 
 
 def _classes(entries: Iterable[Entry], split: str, where: Path) -> tuple[str, tuple[str, ...]]:
-    """The folder that holds `split`, and the class names in order: those of the training split."""
+    """The folder name of `split`, and the sorted class names of the training split."""
     classes: dict[str, set[str]] = {}
     for entry in entries:
         classes.setdefault(entry.split, set()).add(entry.class_name)
@@ -198,11 +199,11 @@ def _read_tar(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[Entry, byte
                 data = file.read(_bounded(member.size, member.name, path))
             yield entry, data
         while archive.fileobj and archive.fileobj.read(2**20):
-            pass  # to the end, where the compressed forms have their checksum
+            pass  # to the end, to verify the checksum of compressed archives
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Only a block of zeros ends an archive; `tarfile` takes any damaged header for the end."""
+    """Reports damaged headers, which `tarfile` treats as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str):
@@ -229,8 +230,8 @@ def _read_zip(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[Entry, byte
 
 
 def _entry(name: str, is_folder: bool, archive: Path) -> Entry | None:
-    """`[TOP/]SPLIT/CLASS[/.../FILE]` as an Entry, None for anything else."""
-    path = PureWindowsPath(name)  # reads both kinds of slash
+    """Parses `[TOP/]SPLIT/CLASS[/.../FILE]`; None for anything else."""
+    path = PureWindowsPath(name)  # accepts both kinds of slashes
     if ".." in path.parts or path.root or path.drive:
         raise DataError(
             f"{archive}: member {name!r} points outside the archive; do not trust this file"

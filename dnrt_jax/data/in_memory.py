@@ -1,4 +1,4 @@
-"""A split as arrays in memory: what holds for it, and the long tail."""
+"""A split as arrays in memory, its validation, and long-tailed subsets."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from dnrt_jax.runtime.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split; `len()` is its number of images."""
+    """One split; `len()` is the number of images."""
 
     images: np.ndarray  # u8[N, H, W, C]
     labels: np.ndarray  # i32[N], in 0 .. K-1
@@ -29,13 +29,13 @@ class Dataset:
 
 
 def long_tailed(dataset: Dataset, imbalance: float) -> Dataset:
-    """Class i of K keeps its first int(n * imbalance^(-i / (K-1))) images, n the largest class.
+    """Keeps the first int(n * imbalance^(-i / (K-1))) images of class i, n the largest class.
 
     The exponential profile of long-tailed CIFAR (Cui et al., 2019): 20,431, 13,996 and 12,406
     images of CIFAR-10 for 10, 50 and 100.
 
     Raises:
-      DataError: imbalance below 1, one class only, or a class that would keep nothing.
+      DataError: for an imbalance below 1, a single class, or a class that would be empty.
     """
     count = len(dataset.class_names)
     if imbalance < 1 or count < 2:
@@ -54,15 +54,15 @@ def long_tailed(dataset: Dataset, imbalance: float) -> Dataset:
 
 
 def validate(dataset: Dataset, where: str, *, every_class: bool = True) -> None:
-    """Checks what every source must deliver.
+    """Validates a data set from any source.
 
     Args:
       where: names the split in messages.
       every_class: whether each class must have an image, as for training.
 
     Raises:
-      DataError: naming `where` and what is wrong: dtypes, shapes, class names, a label outside
-        0 .. K-1, no images, a class without images.
+      DataError: for wrong dtypes, shapes or class names, a label outside 0 .. K-1, no images, or
+        a class without images.
     """
     pixels, labels, class_names = dataset.images, dataset.labels, dataset.class_names
     count = len(class_names)

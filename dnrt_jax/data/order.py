@@ -1,4 +1,4 @@
-"""The order in which a split is read, and the part of it that is held out; NumPy only."""
+"""The order of a split in an epoch, and its division into training and validation."""
 
 from functools import lru_cache
 
@@ -9,17 +9,17 @@ from dnrt_jax.runtime.errors import DataError
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """int32[count], a permutation that depends on (seed, epoch) only."""
+    """A permutation, i32[count], that depends only on (seed, epoch)."""
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
 def epoch_batches(
     count: int, batch_size: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of an epoch, i32[steps, batch], and the mask bool[steps, batch] of real rows.
+    """The batches of an epoch: indices i32[steps, batch] and mask bool[steps, batch].
 
-    Every image occurs once. The last batch is filled up with images from the epoch's beginning:
-    masked out of losses and means, but real ones, for the sake of batch statistics.
+    Every image occurs once with mask True. The last batch is padded with images from the start of
+    the epoch, with mask False: losses and class means ignore them, batch statistics do not.
     """
     order = epoch_order(seed, epoch, count)
     padded = -(-count // batch_size) * batch_size
@@ -28,20 +28,20 @@ def epoch_batches(
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divides a training split into what is trained on and what is held out for validation.
+    """Divides a training split into training and validation, stratified by class.
 
-    Of a class of n images round(fraction * n) are held out, but at least one where n is 2 or more,
-    and never all of them. Which ones is a function of `seed` (and of the labels) only.
+    Of a class with n >= 2 images, round(fraction * n) are held out, but at least one and never all.
+    The selection depends only on `seed` and the labels.
 
     Args:
       labels: i32[N], in 0 .. K-1.
-      fraction: in 0 .. 1, both excluded.
+      fraction: in the open interval 0 .. 1.
 
     Returns:
-      The indices to train on and the indices held out, both i32 and sorted; together 0 .. N-1.
+      The training indices and the held-out indices, both i32 and sorted.
 
     Raises:
-      DataError: a fraction out of range, or no class with two images.
+      DataError: for a fraction out of range, or if no class has two images.
     """
     if not 0 < fraction < 1:
         raise DataError(f"data.valid_fraction={fraction}: must lie between 0 and 1")
@@ -53,7 +53,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
     wanted = np.floor(fraction * counts + 0.5).astype(int)
     wanted = np.where(counts > 1, np.clip(wanted, 1, counts - 1), 0)
 
-    # The third number keeps these draws apart from the order of the epochs.
+    # The third number makes these draws independent of the order of the epochs.
     shuffled = np.random.default_rng((seed, 0, 1)).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al., 2020) as timm runs it on Pillow images, vectorised.
+"""RandAugment (Cubuk et al., 2020) as in timm on Pillow images, vectorised.
 
-Every drawn operation belongs to one of three families, each of which is the identity unless one of
-its own operations is drawn, so that a batch of different operations costs three passes, not 15:
+The operations belong to three families. Each family is applied to every image, as the identity if
+no operation of it was drawn, so a batch with different operations takes three passes instead of 15:
     a table of 256 grey levels     AutoContrast Equalize Invert Posterize Solarize SolarizeAdd
     a blend with another image     Color Contrast Brightness Sharpness
     an affine transform            Rotate ShearX ShearY TranslateXRel TranslateYRel
@@ -26,16 +26,16 @@ NO_OP = -1
 
 
 class Policy(NamedTuple):
-    """What `rand-mM-nN-mstdS-incI-pP` says, with timm's defaults for what it leaves out."""
+    """A policy `rand-mM-nN-mstdS-incI-pP`, with timm's defaults for missing sections."""
 
     magnitude: int = 10
     num_ops: int = 2
-    magnitude_std: float = 0.0  # above 100 the magnitude is uniform in 0 .. magnitude
+    magnitude_std: float = 0.0  # above 100: uniform in 0 .. magnitude
     increasing: bool = False  # Posterize, Solarize and the blends grow stronger with magnitude
-    probability: float = 0.5  # of each drawn operation to be applied
+    probability: float = 0.5  # that a drawn operation is applied
 
 
-_SECTIONS = {  # key: (field, pattern, valid, what is valid)
+_SECTIONS = {  # key: (field, pattern, is valid, description of valid values)
     "m": ("magnitude", r"\d+", lambda v: v <= 10, "an integer from 0 to 10"),
     "n": ("num_ops", r"\d+", lambda v: 1 <= v <= 15, "an integer from 1 to 15"),
     "mstd": ("magnitude_std", r"\d+\.?\d*", lambda v: True, "a number such as 0.5"),
@@ -45,7 +45,7 @@ _SECTIONS = {  # key: (field, pattern, valid, what is valid)
 
 
 def parse(text: str) -> Policy:
-    """The policy of a timm string such as `rand-m9-mstd0.5-inc1`; raises ValueError otherwise."""
+    """Parses a policy in timm's notation, such as `rand-m9-mstd0.5-inc1`, or raises ValueError."""
     name, *sections = text.split("-")
     if name != "rand":
         raise ValueError(f"rand_augment={text!r}: must start with 'rand', as rand-m9-mstd0.5-inc1")
@@ -69,14 +69,14 @@ def parse(text: str) -> Policy:
 class Draw(NamedTuple):
     """One operation for one image."""
 
-    op: jax.Array  # i32[], an index of OPS or NO_OP
+    op: jax.Array  # i32[], index into OPS, or NO_OP
     magnitude: jax.Array  # f32[], 0 to 10
-    sign: jax.Array  # f32[], 1 or -1: of the angle, shift or change of factor, where there is one
+    sign: jax.Array  # f32[], 1 or -1: sign of the angle, shift or change of factor
     bicubic: jax.Array  # bool[]: bicubic or bilinear affine transform
 
 
 def draw(key: jax.Array, policy: Policy, bicubic: float) -> Draw:
-    """`num_ops` independent draws, stacked; an operation may come twice, as in timm.
+    """Draws `num_ops` operations independently, with repetition as in timm; fields are stacked.
 
     `bicubic` is the probability of a bicubic transform.
     """
@@ -99,7 +99,7 @@ def draw(key: jax.Array, policy: Policy, bicubic: float) -> Draw:
 def rand_augment(
     key: jax.Array, image: jax.Array, policy: Policy, bicubic: float, fill: np.ndarray
 ) -> jax.Array:
-    """u8[H, W, 3] after `policy.num_ops` drawn operations; `fill` u8[3] where nothing is known."""
+    """Applies `policy.num_ops` random operations to u8[H, W, 3]; `fill` u8[3] is the outside."""
 
     def step(image, drawn):
         return apply(image, drawn, policy.increasing, fill), None
@@ -108,7 +108,7 @@ def rand_augment(
 
 
 def apply(image: jax.Array, drawn: Draw, increasing: bool, fill: np.ndarray) -> jax.Array:
-    """One operation on u8[H, W, 3], equal to timm's on Pillow (affine ones within a grey level)."""
+    """Applies one operation to u8[H, W, 3], equal to timm's (affine ones within a grey level)."""
     image = _lookup(image, drawn, increasing)
     image = _blend(image, drawn, increasing)
     return _affine(image, drawn, fill)
@@ -139,7 +139,7 @@ def _lookup(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
     }
     chosen = jnp.stack([drawn.op == OPS.index(name) for name in tables]).astype(jnp.float32)
     stacked = jnp.stack([jnp.broadcast_to(table, (256, 3)) for table in tables.values()])
-    # A product and not a select, which XLA would fuse into the lookup: a new table at every pixel.
+    # A product, since XLA would fuse a select into the lookup and compute the table for each pixel.
     table = jnp.einsum("o,olc->lc", chosen, stacked.astype(jnp.float32), precision="highest")
     table = jnp.where(chosen.any(), table.astype(jnp.uint8), level.astype(jnp.uint8))
     return table.reshape(-1).at[entry].get(mode="promise_in_bounds")
@@ -153,7 +153,7 @@ def _equalize(level: jax.Array, histogram: jax.Array, high: jax.Array) -> jax.Ar
 
 
 def _autocontrast(level: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Stretches low .. high to 0 .. 255."""
+    """Maps low .. high linearly to 0 .. 255."""
     span, rise = jnp.maximum(high - low, 1), level - low
     period, offset, slips = map(jnp.asarray, _autocontrast_slips())
     period = period[span]
@@ -165,10 +165,11 @@ def _autocontrast(level: jax.Array, low: jax.Array, high: jax.Array) -> jax.Arra
 
 @functools.cache
 def _autocontrast_slips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where Pillow's float64, cut off to an integer, is one below the exact 255 rise / span.
+    """Where Pillow's truncated float64 result is one less than the exact 255 * rise / span.
 
-    That happens only where the quotient is whole: at each `period[span]`-th level from `low` on.
-    The flags are concatenated over span, low and those levels; a span's begin at `offset[span]`.
+    This happens only if the quotient is an integer: at every `period[span]`-th level from `low` on.
+    The flags are concatenated over span, low and these levels; those of a span start at
+    `offset[span]`.
     """
     period, offset, flags = [1], [0], []
     for span in range(1, 256):
@@ -185,7 +186,7 @@ def _autocontrast_slips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _blend(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
-    """degenerate + factor (image - degenerate), as ImageEnhance."""
+    """degenerate + factor (image - degenerate), as in Pillow's ImageEnhance."""
     pixels = image.astype(jnp.int32)
     # Pillow's luma, ITU-R 601 in 16-bit fixed point.
     grey = ((pixels * jnp.array([19595, 38470, 7471])).sum(-1) + 0x8000) >> 16
@@ -199,22 +200,22 @@ def _blend(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
     drawn_ops = [drawn.op == OPS.index(name) for name in degenerates]
     degenerates = [jnp.broadcast_to(image, pixels.shape) for image in degenerates.values()]
     degenerate = jnp.select(drawn_ops, degenerates, pixels)
-    # Truncation shows the last bit of the factor, which must be the float32 nearest to timm's
-    # float64: 1 - 0.09 magnitude would round twice, and XLA turns / 100 into * 0.01 if it sees 100.
+    # Truncation exposes the last bit of the factor, which must be timm's float64 one in float32:
+    # 1 - 0.09 * magnitude would round twice, and XLA would turn a constant / 100 into * 0.01.
     hundred = 100 + 0 * drawn.magnitude
     if increasing:
         factor = jnp.maximum((100 + drawn.sign * drawn.magnitude * 9) / hundred, 0.1)
     else:
         factor = (10 + drawn.magnitude * 18) / hundred
-    # In float32 a compiler may fuse the product into the sum, which changes what is cut off after.
-    # Fixed point with 21 fractional bits is exact, and its conversion rounds like the float32 sum.
+    # In float32 a compiler may fuse product and sum, which changes the truncated result. Fixed
+    # point with 21 fractional bits is exact, and its conversion rounds like the float32 sum.
     product = (factor * (pixels - degenerate).astype(jnp.float32) * 2.0**21).astype(jnp.int32)
     blended = ((degenerate << 21) + product).astype(jnp.float32) * 2.0**-21
     return jnp.clip(blended, 0, 255).astype(jnp.uint8)
 
 
 def _smooth(pixels: jax.Array) -> jax.Array:
-    """ImageFilter.SMOOTH: a 3 x 3 mean in which the centre counts 5 times; the border stays."""
+    """ImageFilter.SMOOTH: a 3 x 3 mean with weight 5 for the centre; the border is unchanged."""
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * pixels[1:-1, 1:-1]
     return pixels.at[1:-1, 1:-1].set((2 * total + 13) // 26)

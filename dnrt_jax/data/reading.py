@@ -1,4 +1,4 @@
-"""What goes wrong while a file of the user is read, as one line that names the file."""
+"""Converts errors of reading files to DataErrors that name the file."""
 
 import lzma
 import tarfile
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dnrt_jax.runtime.errors import DataError, UserError
 
-# What the archive modules raise, beside OSError, for damaged or encrypted files.
+# Exceptions of the archive modules, other than OSError, for damaged or encrypted files.
 DAMAGED_ARCHIVE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -23,13 +23,13 @@ DAMAGED_ARCHIVE = (
 
 @contextmanager
 def reading(path: Path | str, damaged: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """A block that reads `path`, or files below it.
+    """Context manager for a block that reads `path`, or files below it.
 
     Args:
-      damaged: what the block's parser raises for content that it cannot read.
+      damaged: exceptions that the block raises for invalid content.
 
     Raises:
-      DataError: for an OSError, such as a permission that is missing, and for one of `damaged`.
+      DataError: for an OSError, such as a missing permission, and for exceptions in `damaged`.
     """
     try:
         yield
@@ -45,5 +45,5 @@ def reading(path: Path | str, damaged: tuple[type[Exception], ...] = ()) -> Iter
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error of another library."""
+    """The message of an exception of another library, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

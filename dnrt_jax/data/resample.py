@@ -1,9 +1,9 @@
 """Resampling of uint8 images as Pillow does it: antialiased resize and affine transforms.
 
-Both round every pixel back to uint8, as a chain of Pillow operations would. A resize is two small
-matrix products with Pillow's filter weights (`Image.resize`, which weighs every pixel the filter
-covers); an affine transform gathers the 4 x 4 pixels around each point (`Image.transform`, whose
-bicubic kernel is another one, a = -1 instead of -1/2).
+Both round their result to uint8, as Pillow does between operations. A resize (`Image.resize`) is
+two small matrix products with Pillow's filter weights; an affine transform (`Image.transform`)
+gathers the 4 x 4 pixels around each point, with Pillow's other bicubic kernel, a = -1 instead of
+-1/2.
 """
 
 import jax
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def _resize_weights(start, length, bicubic, size_in: int, size_out: int) -> jax.Array:
-    """f32[size_out, size_in]: each row weighs the input pixels that make up one output pixel.
+    """Weights f32[size_out, size_in] of the input pixels for each output pixel.
 
-    Only the pixels start .. start + length - 1 take part.
+    Only the input pixels start .. start + length - 1 have weights.
     """
     x = jnp.arange(size_in, dtype=jnp.float32)
     scale = length / size_out
@@ -34,9 +34,9 @@ def _to_uint8(x: jax.Array) -> jax.Array:
 
 
 def resized_crop(image: jax.Array, box: jax.Array, size: int, bicubic: jax.Array) -> jax.Array:
-    """The box i32[4] = (top, left, height, width) of u8[H, W, C], resized to u8[size, size, C].
+    """Resizes the box i32[4] = (top, left, height, width) of u8[H, W, C] to u8[size, size, C].
 
-    Antialiased bilinear, or bicubic where `bicubic` bool[] is true; within a level of Pillow.
+    Antialiased, bicubic if `bicubic` bool[] is true, else bilinear; within a grey level of Pillow.
     """
     top, left, height, width = box
     rows = _resize_weights(top, height, bicubic, image.shape[0], size)
@@ -49,10 +49,9 @@ def resized_crop(image: jax.Array, box: jax.Array, size: int, bicubic: jax.Array
 
 
 def resized_centre(image: jax.Array, size: tuple[int, int], crop: int) -> jax.Array:
-    """The central u8[crop, crop, C] of u8[H, W, C] resized to `size`, bilinear; equal to Pillow.
+    """Resizes u8[H, W, C] to `size` (bilinear) and crops the centre u8[crop, crop, C], as Pillow.
 
-    With a fixed scale the exact halves that Pillow's fixed point rounds up or down are frequent, so
-    this computes with the same whole numbers.
+    Uses the same fixed-point arithmetic as Pillow, since ties in rounding are frequent here.
     """
     rows, columns = (
         _fixed_point_weights(n_in, n_out)[round((n_out - crop) / 2) :][:crop]
@@ -72,7 +71,7 @@ def _fixed_point_weights(size_in: int, size_out: int) -> np.ndarray:
 
 
 def _fixed_point_product(subscripts: str, weights: np.ndarray, image: jax.Array) -> jax.Array:
-    # float32 products are exact up to 2**24: the upper and the lower 11 bits, one after the other.
+    # float32 is exact up to 2**24, so the upper and lower 11 bits are multiplied separately.
     upper, lower = (
         jnp.einsum(
             subscripts, half.astype(np.float32), image.astype(jnp.float32), precision="highest"
@@ -91,13 +90,13 @@ def _tap_weights(fraction: jax.Array, bicubic: jax.Array) -> tuple[jax.Array, ..
 
 
 def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.ndarray) -> jax.Array:
-    """`Image.transform(size, AFFINE, matrix)` of u8[H, W, 3].
+    """Pillow's `Image.transform(size, AFFINE, matrix)` of u8[H, W, 3].
 
-    Output pixel (x, y) shows the input at (a x + b y + c, d x + e y + f), both measured to pixel
-    centres, for matrix = (a, b, c, d, e, f) f32[6]; `fill` u8[3] where that lies outside.
+    Output pixel (x, y) is the input at (a x + b y + c, d x + e y + f), in coordinates of pixel
+    centres, for matrix = (a, b, c, d, e, f) f32[6]; `fill` u8[3] outside the image.
     """
     height, width, channels = image.shape
-    # One 32-bit gather a tap instead of one a channel.
+    # One 32-bit gather for all channels instead of one per channel.
     shifts = 8 * np.arange(channels, dtype=np.uint32)
     packed = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32).reshape(-1)
 
@@ -117,6 +116,6 @@ def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.nda
         for column, weight_x in zip(columns, weights_x, strict=True):
             pixel = (packed[row + column][..., None] >> shifts) & 255
             total += (weight_y * weight_x)[..., None] * pixel.astype(jnp.float32)
-    # Pillow truncates; the margin keeps a flat area, whose weights sum to 0.9999999, at its level.
+    # Pillow truncates; the margin preserves flat areas, where the weights sum to 0.9999999.
     value = jnp.clip(jnp.floor(total + 1e-4), 0, 255).astype(jnp.uint8)
     return jnp.where(inside[..., None], value, fill)

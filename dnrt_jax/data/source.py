@@ -1,4 +1,4 @@
-"""A source is a sequence of examples whose images are still encoded, with what is known of them."""
+"""The interface of a source: a sequence of examples with encoded images."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,27 +6,27 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    name: str  # where the image lies, for messages
+    name: str  # location of the image, for messages
     data: bytes
     label: int
 
 
 class Source(Protocol):
-    """One split, to be decoded as a whole or streamed: `ImageFolder`, `Archive`, `Prepared`."""
+    """One split, to be loaded or streamed; implemented by `ImageFolder`, `Archive`, `Prepared`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """K of them."""
+        """The names of the K classes."""
         ...
 
     @property
     def labels(self) -> np.ndarray:
-        """i32[N], without decoding an image; the first access may read all examples."""
+        """i32[N], read without decoding images; the first access may read all examples."""
         ...
 
     @property
     def channels(self) -> int:
-        """Of the decoded images: 3, see `decode.to_rgb`."""
+        """Number of channels of the decoded images: 3, see `decode.to_rgb`."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,7 +1,7 @@
-"""Large data as a stream: worker processes decode and crop, the rest happens on the device.
+"""Streams data sets that do not fit in memory: worker processes decode and crop images.
 
-Batch number i is a function of (seed, i), whatever the number of workers and of hosts; so the
-position in a checkpoint is one number, and a run may go on with other ones.
+Batch i is a function of (seed, i), independent of the number of workers and hosts. The position in
+a checkpoint is therefore one number, and a run can be resumed with other numbers of them.
 """
 
 import atexit
@@ -15,25 +15,23 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dnrt_jax.data import classes, datasets
-from dnrt_jax.data import decode as images
-from dnrt_jax.data import image_folder as folder
+from dnrt_jax.data import classes, datasets, decode, image_folder
 from dnrt_jax.data.order import epoch_order
 from dnrt_jax.data.source import Source, Subset
 from dnrt_jax.runtime.errors import DataError
 
-# A worker hands over a few images, not a batch: all work on the batch that is needed next, and
-# shared memory (64 MB in many containers) stays small.
+# Workers return a few images at a time: all of them work on the next batch, and shared memory
+# (64 MB in many containers) stays small.
 CHUNK = 32
 ENDLESS = 2**40
 MEMORY_BYTES = 4 * 2**30
-KEYS = ("image", "label", "mask")
+KEYS = ("inputs", "label", "mask")
 
 Batch = dict[str, np.ndarray]
 
 
 class RandomResizedCrop(NamedTuple):
-    """A box of a uniform share of the image and log-uniform width / height, resized to a square."""
+    """A random box with a uniform area and log-uniform width / height, resized to a square."""
 
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -41,22 +39,22 @@ class RandomResizedCrop(NamedTuple):
 
 
 class Stream:
-    """Endless batches {"image": uint8[b, side, side, 3], "label": int32[b], "mask": bool[b]}.
+    """Infinite batches {"inputs": uint8[b, side, side, 3], "label": int32[b], "mask": bool[b]}.
 
-    An epoch sees every image once: its last batch is filled up with images from its beginning,
-    whose mask is False (as it is for a broken image that may be skipped). b is this host's part of
-    `batch_size`; the hosts' parts one after the other are the global batch.
+    Each epoch has every image once. Its last batch is padded with images from its start, with mask
+    False; skipped broken images have mask False as well. b is this host's part of `batch_size`; the
+    global batch is the concatenation over hosts.
 
     Args:
       side: of the images handed over: cut by `crop`, or without it the centre square of the image
-        resized to `side` (see `images.fit`).
+        resized to `side` (see `decode.fit`).
       shuffle: order from (seed, epoch), see `order.epoch_order`; otherwise the order of the source.
       workers: processes; they are spawned, so a program needs `if __name__ == "__main__"`.
         0 decodes in a thread of this process.
       on_error: as in `datasets.load`; the 1% are of the split, over the life of the stream.
 
     Raises:
-      DataError: impossible sizes; while reading, a broken image or a label outside 0 .. K-1.
+      DataError: for invalid sizes; while reading, for a broken image or a label outside 0 .. K-1.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class Stream:
         self._running: list[Any] = []  # grain's iterator, or nothing
         self._end = partial(_end, self._running)
         whole = _whole(source)
-        if isinstance(whole, folder.Archive):
+        if isinstance(whole, image_folder.Archive):
             raise DataError(f"{whole.path}: an archive cannot be streamed; extract it to a folder")
         if not len(source):
             raise DataError(f"{source!r}: no images")
@@ -86,7 +84,7 @@ class Stream:
             raise DataError(
                 f"train.batch_size={batch_size}: more than the {len(source)} images of {source!r}"
             )
-        if isinstance(whole, folder.ImageFolder):  # whose labels are known without reading it
+        if isinstance(whole, image_folder.ImageFolder):  # whose labels are known without reading it
             classes.warn(source.labels, source.class_names, repr(source), train=shuffle)
         local = batch_size // process_count
         rows = range(process_index * local, (process_index + 1) * local)
@@ -105,7 +103,7 @@ class Stream:
     def __next__(self) -> Batch:
         if not self._running:
             self._running.append(self._start())
-            atexit.register(self._end)  # now, to come before what multiprocessing registered
+            atexit.register(self._end)  # after multiprocessing, so that it runs before it
         parts = [next(self._running[0]) for _ in range(self._chunks.per_batch)]
         self._position += 1
         self._answer_broken([line for part in parts for line in part["broken"]])
@@ -116,7 +114,7 @@ class Stream:
         return (next(self) for _ in range(self.steps_per_epoch))
 
     def get_state(self) -> dict[str, int]:
-        """The number of the next batch, for the checkpoint."""
+        """The index of the next batch, for a checkpoint."""
         return {"position": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -124,7 +122,7 @@ class Stream:
         self._position = int(state["position"])
 
     def close(self) -> None:
-        """Ends the workers; the next batch would start new ones."""
+        """Stops the workers; the next batch would start new ones."""
         if self._running:
             self._end()
             atexit.unregister(self._end)
@@ -140,7 +138,7 @@ class Stream:
         if not self._workers:
             return iter(chunks.to_iter_dataset(grain.ReadOptions(1, 4)))
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads its flags, also in a program without any
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which must be parsed
         chunks = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
         return iter(chunks.mp_prefetch(options))
@@ -160,7 +158,7 @@ def _end(running: list[Any]) -> None:
 
 
 class _Chunks:
-    """Random access to pieces of batches: what the workers evaluate."""
+    """Random access to parts of batches, evaluated in the workers."""
 
     def __init__(
         self,
@@ -186,7 +184,7 @@ class _Chunks:
         rows = self.rows[part * CHUNK : (part + 1) * CHUNK]
         draws = np.random.default_rng((self.seed, step)).random((self.batch_size, 41))
         chunk = {
-            "image": np.zeros((len(rows), self.side, self.side, 3), np.uint8),
+            "inputs": np.zeros((len(rows), self.side, self.side, 3), np.uint8),
             "label": np.zeros(len(rows), np.int32),
             "mask": np.zeros(len(rows), bool),
             "broken": [],
@@ -197,9 +195,9 @@ class _Chunks:
             if self.shuffle:
                 wrapped = int(epoch_order(self.seed, epoch, len(self.source))[wrapped])
             try:
-                chunk["image"][i], chunk["label"][i] = self._read(wrapped, draws[row])
+                chunk["inputs"][i], chunk["label"][i] = self._read(wrapped, draws[row])
                 chunk["mask"][i] = position < len(self.source)
-            except images.BrokenImage as error:
+            except decode.BrokenImage as error:
                 chunk["broken"].append(str(error))
         return chunk
 
@@ -209,8 +207,8 @@ class _Chunks:
             count = len(self.source.class_names)
             raise DataError(f"{example.name}: label {example.label} outside 0..{count - 1}")
         if self.crop is None:
-            return images.decode(example.data, example.name, self.side), example.label
-        with images.opened(example.data, example.name) as image:
+            return decode.decode(example.data, example.name, self.side), example.label
+        with decode.opened(example.data, example.name) as image:
             return np.asarray(
                 random_resized_crop(image, self.side, self.crop, draws)
             ), example.label
@@ -219,20 +217,20 @@ class _Chunks:
 def random_resized_crop(
     image: Image.Image, side: int, crop: RandomResizedCrop, draws: np.ndarray
 ) -> Image.Image:
-    """An RGB square cut from an image that is not decoded yet; draws: 41 numbers in [0, 1).
+    """Crops an RGB square from an opened image that is not decoded yet.
 
-    The box is one of the upright picture, see `images.to_rgb`.
+    The box is one of the upright picture, see `decode.to_rgb`.
     """
-    width, height = images.upright_size(image)
+    width, height = decode.upright_size(image)
     left, top, wide, high = random_box(width, height, crop, draws[:40].reshape(10, 4))
     bicubic = draws[40] < 0.5 if crop.interpolation == "random" else crop.interpolation == "bicubic"
     resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-    # JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost. Twice the pixels needed remain, as
-    # in Pillow's own thumbnails (reducing_gap), which is close to resizing the whole.
+    # JPEG can be decoded at 1/2, 1/4 or 1/8 size at a fraction of the cost. At least twice the
+    # needed size is kept, as in Pillow's thumbnails (reducing_gap): the result is nearly the same.
     stored, scale, shrink = image.size, 1.0, min(wide, high) // (2 * side)
     if shrink > 1 and (drafted := image.draft(None, (stored[0] // shrink, stored[1] // shrink))):
         scale = drafted[1][2] / stored[0]
-    image = images.to_rgb(image)
+    image = decode.to_rgb(image)
     if scale == 1:
         return image.crop((left, top, left + wide, top + high)).resize((side, side), resample)
     box = (left * scale, top * scale, (left + wide) * scale, (top + high) * scale)
@@ -242,8 +240,8 @@ def random_resized_crop(
 def random_box(
     width: int, height: int, crop: RandomResizedCrop, draws: np.ndarray
 ) -> tuple[int, int, int, int]:
-    """(left, top, width, height) by the first of ten draws [10, 4] whose box fits the image; else
-    the largest centred box of an allowed aspect (timm's and torchvision's RandomResizedCrop)."""
+    """(left, top, width, height) of the first of ten random boxes that fits in the image, else the
+    largest centred box of a valid aspect ratio (as RandomResizedCrop of timm and torchvision)."""
     low, high = crop.aspect
     for area, aspect, x, y in draws.tolist():
         pixels = width * height * (crop.area[0] + area * (crop.area[1] - crop.area[0]))
@@ -261,8 +259,8 @@ def _whole(source: Source) -> Source:
 
 
 def is_large(source: Source, image_size: int) -> bool:
-    """Whether the images would take more than 4 GiB of memory, so that they are to be streamed."""
+    """Whether the decoded images would take more than 4 GiB and should be streamed."""
     whole = _whole(source)
-    if isinstance(whole, folder.Archive):
+    if isinstance(whole, image_folder.Archive):
         return whole.path.stat().st_size > MEMORY_BYTES
-    return len(source) * images.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES
+    return len(source) * decode.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES

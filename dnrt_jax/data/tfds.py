@@ -1,5 +1,5 @@
-"""Folders that tensorflow-datasets has prepared, `DATA_DIR/NAME[/CONFIG]/VERSION`, read without
-TensorFlow, from array_record or tfrecord files."""
+"""Reads folders prepared by tensorflow-datasets, `DATA_DIR/NAME[/CONFIG]/VERSION`, without
+TensorFlow, in array_record or tfrecord format."""
 
 import re
 import struct
@@ -20,12 +20,12 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Prepared:
-    """One split of a prepared folder: a sequence of examples, their images still encoded.
+    """One split of a prepared folder: a sequence of examples with encoded images.
 
     Raises:
-      DataNotFoundError: the data set has no such split, or a file of it is missing.
-      DataError: no image and class label in the features, or files that cannot be read; when
-        indexed BrokenImage, for a record that cannot.
+      DataNotFoundError: if the data set does not have the split, or a file is missing.
+      DataError: if the features have no image and class label, or files cannot be read. Indexing
+        raises BrokenImage for a record that cannot be read.
     """
 
     channels = 3
@@ -36,7 +36,7 @@ class Prepared:
         self.folder = folder
         try:
             info = tfds.builder_from_directory(folder).info
-        except Exception as error:  # whatever its parsers meet in a damaged json file
+        except Exception as error:  # damaged JSON files raise anything
             raise DataError(f"{folder} is damaged ({one_line(error)}); prepare it again") from None
         self.features: Any = info.features
         keys: Any = info.supervised_keys or ("image", "label")
@@ -76,12 +76,12 @@ class Prepared:
             return Example(name, example[self.image_key], int(example[self.label_key]))
         except MemoryError:
             raise
-        except Exception as error:  # whatever the parsers meet in a damaged record
+        except Exception as error:  # damaged records raise anything
             raise BrokenImage(f"{name} cannot be read ({one_line(error)})") from None
 
     @property
     def labels(self) -> np.ndarray:
-        """i32[N]. The first access reads every record, as an epoch does, but decodes no image."""
+        """i32[N]. The first access reads all records, without decoding images."""
         return self._labels
 
     @cached_property
@@ -93,10 +93,10 @@ class Prepared:
 
 
 def find(name: str, data_dir: Path) -> Path | None:
-    """The newest version prepared under `DATA_DIR/NAME`, where NAME is `set[/config][:version]`."""
+    """The newest prepared version of NAME, `DATASET[/CONFIG][:VERSION]`, in `data_dir`; or None."""
     folder = data_dir / name.replace(":", "/")
     found = [folder] if VERSION.fullmatch(folder.name) else folder.glob("*.*.*")
-    # A folder proves nothing, an interrupted preparation leaves one; its info is written last.
+    # dataset_info.json is written last: without it, the preparation was interrupted.
     found = [
         path
         for path in found
@@ -124,7 +124,7 @@ def _array_records(folder: Path, paths: list[str]) -> Any:
         records = ArrayRecordDataSource(paths)
         len(records)  # opens the files
         return records
-    except Exception as error:  # whatever the reader meets in a damaged file
+    except Exception as error:  # damaged files raise anything
         raise DataError(f"{folder} is damaged ({one_line(error)}); prepare it again") from None
 
 
@@ -132,7 +132,7 @@ class TFRecords(Sequence):
     """Random access to the records of TFRecord files (length, crc, data, crc; little-endian).
 
     Raises:
-      DataError: a file that ends in the middle of a record, or cannot be read.
+      DataError: if a file is truncated or cannot be read.
     """
 
     def __init__(self, paths: list[str]):
@@ -141,7 +141,7 @@ class TFRecords(Sequence):
         for number, path in enumerate(paths):
             with reading(path):
                 index += [(number, start, length) for start, length in _spans(path)]
-        # An array, because it goes to every worker: file, where the data starts, its length.
+        # (file, start, length) of each record, as an array, since it is sent to every worker.
         self.spans = np.array(index, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class TFRecords(Sequence):
 
 
 def _spans(path: str) -> Iterator[tuple[int, int]]:
-    """Where the data of each record starts, and its length."""
+    """Yields (start, length) of the data of each record."""
     size, position = Path(path).stat().st_size, 0
     with open(path, "rb") as file:
         while position < size:

@@ -1,7 +1,7 @@
-"""Classifiers by name: images [B, H, W, C], or a graph's nodes [B], -> logits f32[B, num_classes].
+"""Models by name: images [B, H, W, C], or the nodes [B] of a graph, -> logits f32[B, num_classes].
 
-One architecture a file; the `MODELS` table at its foot names its sizes. Models know no config, no
-label and no ARR: they `record` their aggregated responses into the collection "responses".
+Each architecture is one file, with a table `MODELS` of its sizes at the end. Models do not depend
+on configs, labels or ARR: they `record` their aggregated responses in the collection "responses".
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ Constructor = Callable[..., nn.Module]  # a subclass of nn.Module, or a partial 
 
 @cache
 def registry() -> dict[str, Constructor]:
-    """Constructors by name, from the `MODELS` tables of the files in this folder.
+    """All models by name, collected from the `MODELS` tables of the files in this folder.
 
-    A model that takes images has the field `image_size`; the others take a `graph.Graph`.
+    Models with a field `image_size` take images; the others take a `graph.Graph`.
     """
     files = [
         importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__)
@@ -32,17 +32,17 @@ def registry() -> dict[str, Constructor]:
 
 
 def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> nn.Module:
-    """The model `name` with the activation `act`; `kwargs` are fields of its class.
+    """Creates the model `name` with the activation `act`; `kwargs` are fields of its class.
 
     `model.apply(variables, images[B, H, W, C], train=False)` gives logits f32[B, num_classes]; a
-    model of graphs takes a `graph.Graph`.
+    graph model takes a `graph.Graph`.
 
     Args:
-      name: one of `registry()`, or `package.module:Class` for a model from elsewhere: a Flax
-        module, or a `functools.partial` of one, with the fields `num_classes` and `act`.
+      name: one of `registry()`, or `package.module:Class` for a model outside this package: a
+        Flax Linen module, or a `functools.partial` of one, with fields `num_classes` and `act`.
 
     Raises:
-      ModelError: for an unknown name, activation or keyword, with the nearest known one.
+      ModelError: for an unknown name, activation or keyword, with the most similar known one.
     """
     constructor, known = _find(name), fields(name)
     activations.check(act)
@@ -54,7 +54,7 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
 
 
 def fields(name: str) -> dict[str, Any]:
-    """The keywords that the model `name` takes, in order, and the type of each.
+    """The fields of the model `name`, in order, with their type annotations.
 
     Raises:
       ModelError: for an unknown name.
@@ -74,14 +74,14 @@ def _find(name: str) -> Constructor:
 
 
 def _import(name: str) -> Constructor:
-    """The model `package.module:Class`."""
+    """Imports the model `package.module:Class`."""
     path, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*path.split("."), attribute]):
         raise ModelError(f"model {name!r}: write it as package.module:Class")
     try:
         file = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        # What the user's module itself fails to import is a defect with a traceback.
+        # A failing import inside the user's module keeps its traceback.
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
         raise ModelError(

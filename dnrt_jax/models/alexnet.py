@@ -1,10 +1,11 @@
-"""AlexNet (Krizhevsky et al., 2012) in torchvision's form: one column, no response normalisation.
+"""AlexNet (Krizhevsky et al., 2012) in torchvision's form: no groups, no response normalisation.
 
 RAA sites (7): every activation, per pixel after the five convolutions and per image after the two
 hidden layers of the classifier. ARR sites (J = 5): each convolution's output, pooled, before its
 activation. The paper does not say where either goes.
 
-`cifar_alexnet` sees 32 pixels through a 3x3 stem of stride 1 (maps of 32, 15, 7 and 3 pixels).
+`cifar_alexnet` takes images of 32 pixels, with a 3x3 stem of stride 1 (maps of 32, 15, 7, 3
+pixels).
 """
 
 from functools import partial
@@ -23,11 +24,11 @@ from dnrt_jax.runtime.errors import ModelError
 class AlexNet(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    `widths` are those of the five convolutions; `cifar` gives the first a 3x3 kernel of stride 1.
+    `widths` are those of the five convolutions; with `cifar` the first has a 3x3 kernel, stride 1.
 
     Raises:
-      ModelError: for an image of another size, one that the pooling makes vanish, or other than
-        five widths.
+      ModelError: if the images have another size or are too small for the pooling, or if there
+        are not five widths.
     """
 
     num_classes: int

@@ -1,7 +1,7 @@
 """CaiT, class attention in image transformers (Touvron et al., 2021), in timm's form.
 
-The patch tokens pass `depth` blocks of talking-heads attention (Shazeer et al., 2020) alone; then
-a class token reads them in `depth_token_only` blocks that move nothing but that token.
+`depth` blocks of talking-heads attention (Shazeer et al., 2020) process the patch tokens alone;
+then `depth_token_only` blocks of class attention update only a class token, which attends to them.
 
 RAA sites: between fc1 and fc2 of every block of both kinds. ARR sites: the mean over the patch
 tokens after each of the first blocks, which have no class token, and the class token after each
@@ -57,7 +57,7 @@ class TalkingHeadsAttention(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """What the first token of [B, N, D] reads from all: [B, 1, D]."""
+    """Attention with the first token of [B, N, D] as the only query: [B, 1, D]."""
 
     num_heads: int
     qkv_bias: bool = True
@@ -79,9 +79,9 @@ class ClassAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + g1 * attn(norm(x)), then x + g2 * mlp(norm(x)), g a learned factor per channel.
+    """x + g1 * attn(norm(x)), then x + g2 * mlp(norm(x)), with learned factors g per channel.
 
-    [B, N, D] -> [B, N, D]; with ClassAttention only the first token goes on, [B, 1, D].
+    [B, N, D] -> [B, N, D]; with ClassAttention only the first token is returned, [B, 1, D].
     """
 
     attention: type[TalkingHeadsAttention] | type[ClassAttention]
@@ -125,12 +125,12 @@ class Block(nn.Module):
 class CaiT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    The fields are timm's, and so is that `drop_path_rate` is the same in all talking-heads blocks
-    and that the class-attention blocks drop nothing. `fused=False` is for forward-mode
-    differentiation (see `layers.Mlp`).
+    The fields are timm's. As there, `drop_path_rate` is the same in all talking-heads blocks, and
+    the class-attention blocks have no dropout. `fused=False` allows forward-mode differentiation
+    (see `layers.Mlp`).
 
     Raises:
-      ModelError: for an image of another size, or sizes that do not divide each other.
+      ModelError: if the images have another size, or sizes are not divisible.
     """
 
     num_classes: int
@@ -182,7 +182,9 @@ class CaiT(nn.Module):
         for i in range(self.depth_token_only):
             token = block(ClassAttention, name=f"blocks_token_only_{i}")(prepend(token, x), train)
         token = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(token[:, 0])
-        return Dense(self.num_classes, name="head")(token)  # float32 parameters: float32 logits
+        return Dense(self.num_classes, name="head")(
+            token
+        )  # float32 logits, as parameters are float32
 
 
 MODELS = {

@@ -1,4 +1,4 @@
-"""What the CNNs share: convolutions padded as torch's, batch norm, pooling."""
+"""Layers shared by the CNNs: convolutions with torch's padding, batch norm, pooling."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from dnrt_jax.raa import promote
 from dnrt_jax.runtime.errors import ModelError
 
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-pad_1: Any = ((1, 1), (1, 1))  # Any: nn.max_pool takes it, and says it takes a str
+pad_1: Any = ((1, 1), (1, 1))  # Any: the annotation of nn.max_pool is too narrow
 
 
 class Conv(nn.Module):
-    """A convolution [B, H, W, C] -> [B, H/stride, W/stride, features], padded by half its kernel.
+    """A convolution [B, H, W, C] -> [B, H/stride, W/stride, features], padded by kernel_size // 2.
 
-    H/stride and W/stride round up. Parameters as nn.Conv's. XLA:CPU is slow at the gradients of
-    grouped and depthwise convolutions: with matrix products and sums of shifted products instead,
-    MobileNets train in two fifths of the time.
+    H/stride and W/stride round up. Parameters are those of nn.Conv. Pointwise, grouped and
+    depthwise convolutions are written as matrix products and sums of shifted products, since
+    XLA:CPU is slow at their gradients: MobileNets train in two fifths of the time.
     """
 
     features: int
@@ -73,18 +73,18 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class BatchNorm(nn.BatchNorm):
-    """nn.BatchNorm with torch's momentum, 0.1, which Flax calls 0.9."""
+    """nn.BatchNorm with torch's default momentum of 0.1, which is 0.9 in Flax's convention."""
 
     momentum: float = 0.9
 
 
 def global_pool(x: Array) -> Array:
-    """The mean over the pixels, [B, H, W, C] -> [B, C], in float32 or better."""
+    """The mean over the pixels, [B, H, W, C] -> [B, C], in float32 or float64."""
     return promote(x).mean((1, 2))
 
 
 def adaptive_avg_pool(x: Array, size: int) -> Array:
-    """torch's AdaptiveAvgPool2d: [B, H, W, C] -> [B, size, size, C], by windows that may overlap.
+    """torch's AdaptiveAvgPool2d: [B, H, W, C] -> [B, size, size, C]; windows may overlap.
 
     Raises:
       ModelError: for an empty feature map.
@@ -102,7 +102,7 @@ def adaptive_avg_pool(x: Array, size: int) -> Array:
 
 
 def channel_shuffle(x: Array, groups: int) -> Array:
-    """Deals the channels of each group out to all groups (Zhang et al., ShuffleNet, 2018)."""
+    """Distributes the channels of each group over all groups (Zhang et al., ShuffleNet, 2018)."""
     return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
 
 

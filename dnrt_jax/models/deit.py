@@ -1,8 +1,9 @@
 """DeiT, the data-efficient image transformer (Touvron et al., 2021): ViT with a distillation token.
 
-A second token with a head of its own; the logits are the mean of both heads, in training too, as
-DNRT's authors use it: no teacher. Both public names, with and without "distilled", are this
-architecture in their code. Plain DeiT is `distilled=False`, tensor for tensor the ViT of its size.
+The distillation token has a head of its own; the logits are the mean of both heads, also in
+training, as in the code of DNRT's authors: there is no teacher. In their code both public names,
+with and without "distilled", are this architecture. With `distilled=False` DeiT is the ViT of its
+size.
 
 RAA sites: between fc1 and fc2 of every block. ARR sites: the class token after every block, both
 residuals added, before the final norm (J = 12; the distillation token has none).
@@ -30,10 +31,10 @@ class DeiT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     The fields are timm's; `drop_path_rate` grows linearly to its value in the last block.
-    `fused=False` is for forward-mode differentiation (see `layers.Mlp`).
+    `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: for an image of another size, or sizes that do not divide each other.
+      ModelError: if the images have another size, or sizes are not divisible.
     """
 
     num_classes: int
@@ -84,7 +85,7 @@ class DeiT(nn.Module):
         for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             x = block(drop_path_rate=rate, name=f"blocks_{i}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        # Float32 parameters in the heads: float32 logits.
+        # The logits are float32, as the parameters are.
         logits = Dense(self.num_classes, name="head")(x[:, 0])
         if not self.distilled:
             return logits

@@ -1,10 +1,9 @@
-"""A dense layer and RAA in one, for the hidden layer of a transformer's MLP: exact, and cheaper.
+"""A fused dense layer and RAA, for the hidden layer of a transformer's MLP: exact, and cheaper.
 
-RAA's shift is a dot product with the dense layer's output x = u A + a. So it is one with its
-narrower input, w.x + b = u.(A w) + (a.w + b), and where the shift's gradient goes back to x as an
-outer product, it goes on to u and A as products of rank one. The wide x is read once less forward
-and twice less backward. Phi is computed again in the backward pass: only u, x and the shift are
-kept.
+RAA's shift is linear in the dense layer's output x = u A + a, so it can be computed from the
+narrower input, w.x + b = u.(A w) + (a.w + b), and its gradients with respect to u and A are
+rank-one updates. This saves one read of the wide x in the forward and two in the backward pass. Phi
+is recomputed in the backward pass: only u, x and the shift are stored.
 """
 
 import jax
@@ -19,8 +18,8 @@ def dense_raa(u: Array, kernel: Array, bias: Array, w: Array, b: Array) -> Array
     """raa(u @ kernel + bias, w, b). Differentiable in reverse mode only.
 
     Args:
-      u: [N, C]; kernel: [C, D]; bias: [D]; of one dtype.
-      w: [D]; b: []. The shift and RAA are computed in float32 at least.
+      u: [N, C]; kernel: [C, D]; bias: [D]; all of the same dtype.
+      w: [D]; b: []. The shift and RAA are computed in float32, or float64.
 
     Returns:
       [N, D], with the dtype of `u`.
@@ -41,7 +40,7 @@ def _backward(saved, g):
     g = promote(g)
     dshift = (g * _gate(*_again(x, shift))[1]).sum(-1)
     cdf, slope = _gate(*_again(x, shift))
-    dx = (g * (cdf + slope)).astype(x.dtype)  # less the way through the shift
+    dx = (g * (cdf + slope)).astype(x.dtype)  # without the path through the shift
     total, pulled = dshift.sum(), _dot(dshift, u)
     du = dx @ kernel.T + (dshift[:, None] * _dot(kernel, w)).astype(u.dtype)
     dkernel = u.T @ dx + (pulled[:, None] * w).astype(kernel.dtype)
@@ -51,13 +50,13 @@ def _backward(saved, g):
 
 
 def _again(*arrays):
-    """The same arrays, but XLA does not see it: computing from them again costs less time and
-    memory than what it would keep."""
+    """The same arrays behind an optimization barrier: XLA then recomputes from them, which takes
+    less time and memory than storing the intermediate results."""
     return jax.lax.optimization_barrier(arrays)
 
 
 def _gate(x, shift):
-    """Phi(z) and x * density(z), at z = x + shift."""
+    """Phi(z) and x * phi(z), the normal distribution function and density, at z = x + shift."""
     x = promote(x)
     z = x + shift[:, None]
     return normal_cdf(z), x * jnp.exp(-0.5 * z * z) * (2 * jnp.pi) ** -0.5

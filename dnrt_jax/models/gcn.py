@@ -1,4 +1,4 @@
-"""GCN: graph convolutional network (Kipf & Welling, ICLR 2017), on all of a graph at once."""
+"""GCN: graph convolutional network (Kipf & Welling, ICLR 2017), full-batch."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dnrt_jax.models.graph import Graph, GraphNetwork, degrees, sum_neighbours
 
 
 class GraphConv(nn.Module):
-    """D^-1/2 (A + I) D^-1/2 x W + b on [N, C], with D the degrees of A + I."""
+    """D^-1/2 (A + I) D^-1/2 x W + b on [N, C], with D the degree matrix of A + I."""
 
     features: int
     dtype: Any = None
@@ -19,7 +19,7 @@ class GraphConv(nn.Module):
     def __call__(self, graph: Graph, x: Array) -> Array:
         init = nn.initializers.glorot_uniform()
         dense = nn.Dense(self.features, use_bias=False, dtype=self.dtype, kernel_init=init)
-        # All of it is linear: the sum over the edges is taken at the smaller width.
+        # The layer is linear, so the sum over edges can be taken at the smaller of the two widths.
         narrows = self.features < x.shape[-1]
         x = dense(x) if narrows else x
         scale = jax.lax.rsqrt(degrees(graph) + 1)[:, None].astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Models of graphs: what they take, the sum over neighbours, and the stack of layers they share."""
+"""Shared by the graph models: their input, the sum over neighbours, the stack of layers."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,10 +13,10 @@ from dnrt_jax.record import record
 
 
 class Graph(NamedTuple):
-    """A graph, or a sampled part of one, and the nodes that are asked about.
+    """A graph, or a sampled subgraph, and the nodes to classify.
 
     features: f32[N, F].
-    senders, receivers: i32[E], an edge each; sorted by receiver. A receiver of N is no edge.
+    senders, receivers: i32[E], the edges, sorted by receiver. Entries with receiver N are padding.
     nodes: i32[B].
     """
 
@@ -28,12 +28,12 @@ class Graph(NamedTuple):
 
 def sum_neighbours(graph: Graph, x: Array) -> Array:
     """The sum over the senders of each receiver: [N, D] -> [N, D]."""
-    # There are E x D terms in memory: callers keep D small.
+    # Takes E x D memory: callers choose a small D.
     return _sum_edges(graph, x[graph.senders])
 
 
 def degrees(graph: Graph) -> Array:
-    """How many neighbours each node has, f32[N]."""
+    """The number of neighbours of each node, f32[N]."""
     return _sum_edges(graph, jnp.ones(graph.receivers.shape, jnp.float32))
 
 
@@ -43,10 +43,10 @@ def _sum_edges(graph: Graph, x: Array) -> Array:
 
 
 class GraphNetwork(nn.Module):
-    """Graph -> logits f32[B, num_classes] of its `nodes`: `depth` layers, hidden ones activated.
+    """Graph -> logits f32[B, num_classes] of `graph.nodes`, by `depth` layers.
 
     RAA sites: every hidden layer. ARR sites: every hidden layer's output at `nodes`, after its
-    activation (J = depth - 1). The paper names the models and gives neither sites nor sizes.
+    activation (J = depth - 1). The paper gives neither sites nor sizes for its graph models.
     """
 
     layer: ClassVar[Any]  # (features, dtype, name) -> module on (graph, [N, C])

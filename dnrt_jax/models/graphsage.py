@@ -1,6 +1,6 @@
 """GraphSAGE with the mean aggregator (Hamilton, Ying & Leskovec, NeurIPS 2017).
 
-On all of a graph at once, or on sampled neighbourhoods.
+Full-batch, or on sampled neighbourhoods.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from dnrt_jax.models.layers import uniform_fan_in
 
 
 class SageConv(nn.Module):
-    """x W_own + mean(x of the neighbours) W_neighbours + b on [N, C]; a mean of none is 0."""
+    """x W_own + mean(x of the neighbours) W_neighbours + b on [N, C]; an empty mean is 0."""
 
     features: int
     dtype: Any = None
@@ -25,7 +25,7 @@ class SageConv(nn.Module):
             self.features, bias, dtype=self.dtype, kernel_init=uniform_fan_in, name=name
         )
         own, neighbours = dense(True, "own")(x), dense(False, "neighbours")
-        # All of it is linear: the sum over the edges is taken at the smaller width.
+        # The layer is linear, so the sum over edges can be taken at the smaller of the two widths.
         narrows = self.features < x.shape[-1]
         x = neighbours(x) if narrows else x
         mean = sum_neighbours(graph, x) / jnp.maximum(degrees(graph), 1)[:, None].astype(x.dtype)

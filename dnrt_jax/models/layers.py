@@ -1,4 +1,4 @@
-"""What several architectures share. Child names follow timm's, so that weights map by rule."""
+"""Layers shared by several architectures. Submodules have timm's names, so weights map by rule."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,9 @@ from dnrt_jax.models.dense_raa import dense_raa
 from dnrt_jax.raa import promote
 from dnrt_jax.runtime.errors import ModelError
 
-normal_02 = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2: 100 deviations
+normal_02 = nn.initializers.normal(
+    0.02
+)  # timm's trunc_normal_ truncates at +-2, which is 100 standard deviations
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
 
 
@@ -28,10 +30,8 @@ def check_size(images: Array, image_size: int) -> None:
 
 
 def check_multiple(**fields: int) -> None:
-    """Raises ModelError unless the first of two fields is a multiple of the second.
-
-    `check_multiple(embed_dim=192, num_heads=3)`.
-    """
+    """Raises ModelError unless the first of two fields is a multiple of the second, as in
+    `check_multiple(embed_dim=192, num_heads=3)`."""
     (field, value), (divisor, by) = fields.items()
     if by < 1 or value % by:
         raise ModelError(
@@ -41,31 +41,31 @@ def check_multiple(**fields: int) -> None:
 
 
 def per_stage(**fields: Any) -> Iterable[tuple[int, tuple]]:
-    """Stage by stage its number, from 0, and its values of `fields`.
+    """Yields (stage, value of each field) for each stage, from 0.
 
     Raises:
-      ModelError: unless all fields are tuples with one value a stage.
+      ModelError: unless all fields are tuples with one value per stage.
     """
     lengths = {len(v) if isinstance(v, tuple | list) else None for v in fields.values()}
     if len(lengths) > 1 or None in lengths:
         given = ", ".join(f"{field}={values}" for field, values in fields.items())
-        raise ModelError(f"{given}: give each one value a stage")
+        raise ModelError(f"{given}: give each one value per stage")
     return enumerate(zip(*fields.values(), strict=True))
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Stochastic depth that grows linearly over `depth` blocks, from 0 to `last`."""
+    """Stochastic depth rates that grow linearly over `depth` blocks, from 0 to `last`."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def prepend(token: Array, x: Array) -> Array:
-    """A token [1 or B, 1, D] before the tokens [B, N, D]: [B, 1+N, D]."""
+    """Prepends a token [1 or B, 1, D] to tokens [B, N, D]: [B, 1+N, D]."""
     token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([token, x], axis=1)
 
 
 class Dense(nn.Dense):
-    """nn.Dense over a flattened batch: XLA:CPU is slow at weight gradients of [B, N, D] inputs."""
+    """nn.Dense on flattened inputs: XLA:CPU is slow at the weight gradients of 3-D inputs."""
 
     kernel_init: Any = normal_02
 
@@ -78,7 +78,7 @@ class Dense(nn.Dense):
 class PatchConv(nn.Module):
     """A convolution whose stride is its kernel size, as one matrix product.
 
-    [B, H, W, C] -> [B, H/p, W/p, features]; parameters as nn.Conv's, initialised as torch's.
+    [B, H, W, C] -> [B, H/p, W/p, features]; parameters as in nn.Conv, initialised as in torch.
     """
 
     features: int
@@ -131,7 +131,7 @@ class LayerScale(nn.Module):
 
 
 def _fused(dense: nn.Dense, act: Any, x: Array) -> Array:
-    """act(dense(x)), by the parameters of both."""
+    """act(dense(x)), computed by `dense_raa` from the parameters of both."""
     weights, shift = dense.variables["params"], act.variables["params"]
     rows, kernel, bias = promote_dtype(
         x.reshape(-1, x.shape[-1]), weights["kernel"], weights["bias"], dtype=dense.dtype
@@ -141,11 +141,11 @@ def _fused(dense: nn.Dense, act: Any, x: Array) -> Array:
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))) on [..., D]: RAA's site in a transformer.
+    """fc2(act(fc1(x))) on [..., D]: the RAA site of a transformer block.
 
-    With `fused`, RAA and the dense layer before it are computed in one (`dense_raa.py`): cheaper,
-    but for reverse-mode differentiation alone. `fused=False` runs the layers one by one, which
-    `jax.jvp`, and so `jax.hessian`, `jax.linearize` and `jax.jacfwd`, can go through.
+    With `fused`, RAA and the dense layer before it are one operation (`dense_raa.py`), which is
+    faster but supports only reverse-mode differentiation. `fused=False` also supports forward mode:
+    `jax.jvp`, `jax.hessian`, `jax.linearize` and `jax.jacfwd`.
     """
 
     hidden_dim: int
@@ -159,7 +159,7 @@ class Mlp(nn.Module):
         d = x.shape[-1]
         fc1 = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")
         act = activations.create(self.act)
-        # Where parameters are made, or somebody collects what layers return, each layer runs.
+        # Run layer by layer to create parameters, or if intermediate results are captured.
         watched = self.is_initializing() or self.is_mutable_collection("intermediates")
         fused = self.fused and self.act == "raa" and not watched
         x = _fused(fc1, act, x) if fused else act(fc1(x))

@@ -1,8 +1,8 @@
 """MLP: a multi-layer perceptron on flattened images.
 
-The paper names an MLP and gives no sizes; here `depth` hidden layers of `embed_dim` units, without
-normalisation. RAA sites: every hidden layer. ARR sites: every hidden layer's output, after its
-activation (J = depth = 3).
+The paper gives no sizes for its MLP; here it has `depth` hidden layers of `embed_dim` units,
+without normalisation. RAA sites: every hidden layer. ARR sites: every hidden layer's output, after
+its activation (J = depth = 3).
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ class MLP(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     Raises:
-      ModelError: for an image of another size.
+      ModelError: if the images have another size.
     """
 
     num_classes: int
@@ -34,14 +34,14 @@ class MLP(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
         he_normal = nn.initializers.he_normal()
-        x = images.transpose(0, 3, 1, 2).reshape(images.shape[0], -1)  # torch's order of features
+        x = images.transpose(0, 3, 1, 2).reshape(images.shape[0], -1)  # as torch flattens
         for i in range(self.depth):
             name = f"layers_{i}"
             x = Dense(self.embed_dim, dtype=self.dtype, kernel_init=he_normal, name=name)(x)
             x = activations.create(self.act, f"act_{i}")(x)
             record(self, x, f"response_{i}")
             x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+        return Dense(self.num_classes, name="head")(x)  # float32 logits, as parameters are float32
 
 
 MODELS = {"mlp": MLP}

@@ -1,11 +1,11 @@
-"""MobileNet (Howard et al., 2017): depthwise 3x3 and pointwise 1x1 convolutions in turn.
+"""MobileNet (Howard et al., 2017): alternating depthwise 3x3 and pointwise 1x1 convolutions.
 
 RAA sites (27): every activation, per pixel, the stem's among them. ARR sites (J = 13): the output
 of each block's pointwise convolution, pooled, normalised and before its activation. The paper does
 not say where either goes.
 
 `mobilenet_v1` takes timm's weights (`mobilenetv1_100`, activation "relu6"); `cifar_mobilenet` is
-that of the pytorch-cifar100 zoo (activation "relu"), with a stem of stride 1.
+the model of pytorch-cifar100 (activation "relu"), with a stem of stride 1.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from dnrt_jax.record import record
 
 
 class Names(NamedTuple):
-    """What the original in torch calls its parts; without a name the stem is no module there."""
+    """Submodule names of the torch original; `stem=None`: its stem is not a submodule."""
 
     stem: str | None
     stem_parts: tuple[str, ...]
@@ -89,10 +89,10 @@ class Block(nn.Module):
 class MobileNetV1(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    Every stage but the first halves the map; `use_bias` is that of the pointwise convolutions.
+    All stages but the first halve the map; `use_bias` applies to the pointwise convolutions.
 
     Raises:
-      ModelError: for an image of another size, or not one value a stage.
+      ModelError: if the images have another size, or tuples have different lengths.
     """
 
     num_classes: int
@@ -127,7 +127,9 @@ class MobileNetV1(nn.Module):
         for stage, (size, width) in per_stage(stage_sizes=self.stage_sizes, widths=self.widths):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                in_stem = names.stem is not None and stage == 0  # whose part 0 is the stem proper
+                in_stem = (
+                    names.stem is not None and stage == 0
+                )  # part 0 of this submodule is the stem itself
                 name = f"stem_{i + 1}" if in_stem else names.block.format(stage, i)
                 x = block(width, stride, name=name)(x, train)
         x = global_pool(x)

@@ -2,7 +2,7 @@
 
 RAA sites (35): every activation, per pixel, those of the stem and of the last convolution among
 them. ARR sites (J = 17): the output of each inverted residual block, which ends without an
-activation, pooled. The paper does not say where either goes. Published weights want the activation
+activation, pooled. The paper does not say where either goes. Published weights need the activation
 "relu6".
 
 `cifar_mobilenet_v2` has stride 1 in the stem and in its second stage: maps of 32 pixels down to 4.
@@ -23,7 +23,7 @@ normal_001 = nn.initializers.normal(0.01)
 
 
 class InvertedResidual(nn.Module):
-    """Widens by `expansion`, convolves by channel, narrows to `features`: [B, H, W, C]."""
+    """Pointwise expansion, depthwise convolution, pointwise projection, on [B, H, W, C]."""
 
     features: int
     stride: int
@@ -37,7 +37,7 @@ class InvertedResidual(nn.Module):
         conv = partial(Conv, kernel_init=kaiming_fan_out, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
 
-        y, i = x, 0  # torch's position in the Sequential `conv`
+        y, i = x, 0  # i: index in torch's Sequential `conv`
         if self.expansion > 1:
             y = norm(name="conv_0_1")(conv(hidden_dim, 1, name="conv_0_0")(y))
             y = activations.create(self.act, "conv_0_2")(y)
@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
     `expansions`, `widths`, `stage_sizes`, `strides`: t, c, n and s of the paper's table 2.
 
     Raises:
-      ModelError: for an image of another size, or not one value a stage.
+      ModelError: if the images have another size, or tuples have different lengths.
     """
 
     num_classes: int

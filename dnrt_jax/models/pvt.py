@@ -1,7 +1,7 @@
 """PVT, the Pyramid Vision Transformer (Wang et al., 2021), version 1.
 
-Four stages of ever fewer and wider tokens. Attention reads keys and values from a map that is
-`sr_ratio` times smaller on each side; the class token comes in at the last stage.
+Four stages with decreasing numbers of tokens of increasing width. In attention, keys and values
+come from a map that is `sr_ratio` times smaller on each side. The last stage adds the class token.
 
 `pvt_tiny_32` is PVT-Tiny on 32 pixels with patches of one pixel: its stages have 32x32, 16x16,
 8x8 and 4x4 tokens, and the published ratios leave 16 keys in each. All its tensors but the first
@@ -32,7 +32,7 @@ from dnrt_jax.models.layers import (
 from dnrt_jax.models.vit import Block
 from dnrt_jax.runtime.errors import ModelError
 
-# The norms after a patch convolution keep torch's default epsilon, 1e-5; all others have 1e-6.
+# Norms after a patch convolution have torch's default epsilon of 1e-5, all others 1e-6.
 PATCH_NORM_EPSILON = 1e-5
 
 
@@ -81,13 +81,13 @@ class PatchEmbed(nn.Module):
 class PVT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    The fields are the authors', tuples with one value a stage; `patch_size` is the first stage's,
+    The fields are the authors', tuples with one value per stage; `patch_size` is the first stage's,
     the others halve the map. `drop_path_rate` grows linearly to its value in the last block.
-    `fused=False` is for forward-mode differentiation (see `layers.Mlp`).
+    `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: for an image of another size, a map that a stage cannot divide, tuples of
-        different lengths, or a last `sr_ratio` other than 1: the class token is on no map.
+      ModelError: if the images have another size, a map is not divisible, tuples have different
+        lengths, or the last `sr_ratio` is not 1, as the class token is not on the map.
     """
 
     num_classes: int
@@ -153,7 +153,7 @@ class PVT(nn.Module):
                 )(x, train)
             x = x if last else x.reshape(map_shape)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
-        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+        return Dense(self.num_classes, name="head")(x)  # float32 logits, as parameters are float32
 
 
 MODELS = {

@@ -4,8 +4,8 @@ RAA sites: the two activations of every block, per pixel; the stem keeps ReLU. A
 of residual and shortcut of every block, pooled, before the block's last activation (J = 8 in
 ResNet-18, 15 in ResNet-32).
 
-`resnet18` is torchvision's, `cifar_resnet18` that of the pytorch-cifar100 zoo (a 3x3 stem, no
-pooling), `cifar_resnet32` that of the paper's section 4.2: three stages of widths 16, 32 and 64,
+`resnet18` is torchvision's, `cifar_resnet18` that of pytorch-cifar100 (a 3x3 stem, no pooling),
+`cifar_resnet32` that of He et al., section 4.2: three stages of widths 16, 32 and 64,
 and shortcuts without parameters.
 """
 
@@ -23,7 +23,7 @@ from dnrt_jax.record import record
 
 
 class Names(NamedTuple):
-    """What the original in torch calls its parts: convolutions with their norms."""
+    """Submodule names of the torch original: convolutions with their norms."""
 
     stem: tuple[str, str] = ("conv1", "bn1")
     stage: str = "layer{}"
@@ -84,10 +84,11 @@ class ResNet(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     `cifar` replaces the 7x7 stem of stride 2 and its pooling by a 3x3 convolution; `pad_shortcut`
-    subsamples and pads with zeros where others have a 1x1 convolution (the authors' option A).
+    replaces the 1x1 convolutions of shortcuts by subsampling and zero padding (option A of He et
+    al.).
 
     Raises:
-      ModelError: for an image of another size, or not one value a stage.
+      ModelError: if the images have another size, or tuples have different lengths.
     """
 
     num_classes: int

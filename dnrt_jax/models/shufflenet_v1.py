@@ -4,9 +4,9 @@ RAA sites (33): every activation, per pixel, the stem's among them. ARR sites (J
 of each unit, pooled, residual and shortcut joined, before its last activation. The paper does not
 say where either goes.
 
-`shufflenet_v1` follows its paper. `cifar_shufflenet` is that of the pytorch-cifar100 zoo: a stem of
-stride 1 without pooling, convolutions with biases, and groups in the first of them all too. Parts
-are named as there, its spelling of "bottleneck" included.
+`shufflenet_v1` follows the paper. `cifar_shufflenet` is that of pytorch-cifar100: a stem of stride
+1 without pooling, convolutions with biases, and groups also in the first unit. Submodules have the
+names of that code, including its spelling of "bottleneck".
 """
 
 from functools import partial
@@ -20,6 +20,7 @@ from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
 from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
 from dnrt_jax.record import record
+from dnrt_jax.runtime.errors import ModelError
 
 
 class ConvNorm(nn.Module):
@@ -51,7 +52,7 @@ class ConvNorm(nn.Module):
 class Unit(nn.Module):
     """A bottleneck of grouped convolutions on [B, H, W, C], added to its input.
 
-    With stride 2 its output and the average-pooled input stand side by side instead.
+    With stride 2 the output is concatenated with the average-pooled input instead.
     """
 
     features: int
@@ -67,6 +68,8 @@ class Unit(nn.Module):
         c, hidden_dim = x.shape[-1], self.features // 4
         conv_norm = partial(ConvNorm, use_bias=self.use_bias, dtype=self.dtype)
         residual_dim = self.features - c if self.stride > 1 else self.features
+        if residual_dim < 1:
+            raise ModelError(f"widths: {self.features} follows {c}; each must be above the last")
 
         y = conv_norm(hidden_dim, 1, groups=self.first_groups, name="bottlneck_0")(x, train)
         y = channel_shuffle(activations.create(self.act, "act1")(y), self.groups)
@@ -91,7 +94,7 @@ class ShuffleNetV1(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     Raises:
-      ModelError: for an image of another size, or not one value a stage.
+      ModelError: for an image of another size, not one value a stage, or widths that do not grow.
     """
 
     num_classes: int
@@ -125,7 +128,7 @@ class ShuffleNetV1(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), pad_1)
         for stage, (size, width) in per_stage(stage_sizes=self.stage_sizes, widths=self.widths):
             for i in range(size):
-                # The paper leaves the first ungrouped, for it has so few input channels.
+                # In the paper the first one is not grouped, as it has few input channels.
                 ungrouped = stage == i == 0 and not self.cifar
                 x = unit(
                     width,

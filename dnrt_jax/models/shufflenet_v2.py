@@ -1,7 +1,7 @@
 """ShuffleNet V2 (Ma et al., 2018) in torchvision's form.
 
 RAA sites (37): every activation, per pixel, those of the stem and of the last convolution among
-them. ARR sites (J = 16): the output of each unit, pooled, both branches side by side. The paper
+them. ARR sites (J = 16): the output of each unit, both branches concatenated, pooled. The paper
 does not say where either goes.
 
 `cifar_shufflenet_v2` has a stem of stride 1 without pooling: maps of 32 pixels down to 4.
@@ -21,9 +21,9 @@ from dnrt_jax.record import record
 
 
 class Unit(nn.Module):
-    """Half of the channels of [B, H, W, C] pass, the others are convolved; then both are shuffled.
+    """Convolves half of the channels of [B, H, W, C], keeps the others, and shuffles both.
 
-    With stride 2 all channels enter both branches.
+    With stride 2 both branches take all channels.
     """
 
     features: int
@@ -58,10 +58,10 @@ class Unit(nn.Module):
 class ShuffleNetV2(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    `cifar` gives the stem stride 1 and drops its pooling.
+    With `cifar` the stem has stride 1 and no pooling.
 
     Raises:
-      ModelError: for an image of another size, or not one value a stage.
+      ModelError: if the images have another size, or tuples have different lengths.
     """
 
     num_classes: int

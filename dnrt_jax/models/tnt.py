@@ -1,11 +1,11 @@
 """TNT, Transformer in Transformer (Han et al., 2021), in its first published form.
 
-Every patch is a sentence of pixel tokens with an inner transformer of its own; an outer one runs
-over the patches and takes in the pixels after each inner block. (timm calls this form "legacy".)
+An inner transformer processes the pixel tokens of each patch; an outer one processes the patch
+tokens, to which the pixel tokens are added after each inner block. (timm calls this form "legacy".)
 
-`tnt_s_patch4_32` is TNT-Small on 32 pixels with patches of 4x4 and `first_stride=1`, which leaves
-the published 16 pixel tokens a patch; all its tensors but the patch positions have the published
-shapes. `first_stride=4`, as in the code base of DNRT's authors, leaves a single pixel token.
+`tnt_s_patch4_32` is TNT-Small on 32 pixels with patches of 4x4 and `first_stride=1`, which gives
+the published 16 pixel tokens per patch; all its tensors but the patch positions have the published
+shapes. `first_stride=4`, as in the code of DNRT's authors, would give one pixel token.
 
 RAA sites: between fc1 and fc2 of the inner and of the outer MLP of every block. ARR sites: the
 class token after every block, before the final norm (J = 12).
@@ -34,7 +34,7 @@ from dnrt_jax.record import record
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on [B, N, D], queries and keys apart from the values."""
+    """Multi-head self-attention on [B, N, D], with one projection for queries and keys."""
 
     num_heads: int
     qkv_bias: bool = False
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pixels [B*N, P, C] and patches [B, 1+N, D] -> the same, one block on.
+    """Pixel tokens [B*N, P, C] and patch tokens [B, 1+N, D] -> both, with the same shapes.
 
     The inner MLP is always 4 times as wide as its tokens; `mlp_ratio` is the outer one's.
     """
@@ -107,7 +107,7 @@ class Block(nn.Module):
 class PixelEmbed(nn.Module):
     """[B, H, W, C] -> the pixel tokens of every patch, [B*N, P, inner_dim], row by row.
 
-    A 7x7 convolution of stride `first_stride` makes a token; its parameters are nn.Conv's.
+    The tokens are the output of a 7x7 convolution with stride `first_stride`.
     """
 
     inner_dim: int
@@ -135,13 +135,13 @@ class PixelEmbed(nn.Module):
 class TNT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    `inner_dim` and `num_heads_inner` are the pixels', `embed_dim` and `num_heads` the patches';
-    a patch has (patch_size / first_stride)^2 pixel tokens. `drop_path_rate` grows linearly to its
-    value in the last block and holds for the inner residuals too; `fused=False` is for
-    forward-mode differentiation (see `layers.Mlp`).
+    `inner_dim` and `num_heads_inner` are those of the pixel tokens, `embed_dim` and `num_heads` of
+    the patch tokens; a patch has (patch_size / first_stride)^2 pixel tokens. `drop_path_rate` grows
+    linearly to its value in the last block, and applies to the inner residuals as well;
+    `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: for an image of another size, or sizes that do not divide each other.
+      ModelError: if the images have another size, or sizes are not divisible.
     """
 
     num_classes: int
@@ -199,7 +199,7 @@ class TNT(nn.Module):
         for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             pixels, x = block(drop_path_rate=rate, name=f"blocks_{i}")(pixels, x, train)
         x = norm(name="norm")(x[:, 0])
-        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+        return Dense(self.num_classes, name="head")(x)  # float32 logits, as parameters are float32
 
 
 MODELS = {

@@ -4,7 +4,7 @@ RAA sites (10 in VGG-11): every activation, per pixel after the convolutions and
 two hidden layers of the classifier. ARR sites (J = 5): the last convolution of each stage, pooled,
 normalised and before its activation. The paper does not say where either goes.
 
-`cifar_vgg11_bn` is that of the pytorch-cifar100 zoo: its last map has a single pixel.
+`cifar_vgg11_bn` is that of pytorch-cifar100; its last feature map has one pixel.
 """
 
 from functools import partial
@@ -32,10 +32,10 @@ normal_001 = nn.initializers.normal(0.01)
 class VGG(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
-    `widths` has a row for each stage, which max pooling ends.
+    `widths` has one tuple per stage; each stage ends with max pooling.
 
     Raises:
-      ModelError: for an image of another size, or one that the pooling makes vanish.
+      ModelError: if the images have another size or are too small for the pooling.
     """
 
     num_classes: int
@@ -59,7 +59,7 @@ class VGG(nn.Module):
         dropout = nn.Dropout(self.drop_rate, deterministic=not train)
 
         x = images
-        names = (f"features_{i}" for i in count())  # torch numbers activations and pools too
+        names = (f"features_{i}" for i in count())  # torch also numbers activations and pooling
         for stage, widths in enumerate(self.widths):
             for i, width in enumerate(widths, 1):
                 x = conv(width, name=next(names))(x)

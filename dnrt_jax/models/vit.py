@@ -31,7 +31,7 @@ from dnrt_jax.runtime.errors import ModelError
 class Block(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x)), on [B, N, D].
 
-    `attention(name=...)` makes the module `attn`, a function of ([B, N, D], train).
+    `attention(name=...)` creates the submodule `attn`, called with ([B, N, D], train).
     """
 
     attention: Callable[..., nn.Module]
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """[B, H, W, C] -> one token a patch, [B, N, D]."""
+    """[B, H, W, C] -> one token per patch, [B, N, D]."""
 
     embed_dim: int
     patch_size: int
@@ -78,13 +78,13 @@ class ViT(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     The fields are timm's. `fc_norm` puts the last norm after the pooling instead of before it
-    (None: if `global_pool` is "avg"); `pre_norm` adds one before the blocks and drops the patch
-    bias; `no_embed_class` gives the class token no position; `init_values` turns layer scale on;
-    `drop_path_rate` grows linearly to its value in the last block; `fused=False` is for
-    forward-mode differentiation (see `layers.Mlp`).
+    (None: if `global_pool` is "avg"); `pre_norm` adds a norm before the blocks and removes the bias
+    of the patch embedding; `no_embed_class` omits the position embedding of the class token;
+    `init_values` turns on layer scale; `drop_path_rate` grows linearly to its value in the last
+    block; `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: for an image of another size, sizes that do not divide each other, or
+      ModelError: if the images have another size, sizes are not divisible, or for
         `global_pool="token"` without a class token.
     """
 
@@ -151,7 +151,7 @@ class ViT(nn.Module):
         x = x if fc_norm else norm(name="norm")(x)
         x = x[:, 0] if self.global_pool == "token" else x[:, int(self.class_token) :].mean(1)
         x = norm(name="fc_norm")(x) if fc_norm else x
-        return Dense(self.num_classes, name="head")(x)  # float32 parameters: float32 logits
+        return Dense(self.num_classes, name="head")(x)  # float32 logits, as parameters are float32
 
     def _embed_positions(self, x: Array) -> Array:
         n, d = x.shape[1:]

@@ -1,9 +1,13 @@
-"""Draws runs and compares them on one page: python -m dnrt_jax.report RUN... --out=report
+"""Compares runs on one HTML page: python -m dnrt_jax.report RUN... --out=report
 
-Writes report.html, which holds all it shows, and each figure as PNG and SVG: figure 3 (curves, over
-the paper's with --paper=results/paper/fig3.json), figure 2 (violins of responses), accuracy by
-class, confusion, spread of responses within and between classes, RAA's shifts.
+Writes a self-contained report.html, and each figure as PNG and SVG: figure 3 (curves; with
+--paper=results/paper/fig3.json also those of the paper), figure 2 (violin plots of responses),
+accuracy per class, confusion matrices, spread of responses within and between classes, RAA shifts.
 """
+
+from dnrt_jax.runtime import train_extra  # noqa: F401
+
+# isort: split
 
 import argparse
 import base64
@@ -18,26 +22,27 @@ from typing import Any
 
 import numpy as np
 
-from dnrt_jax.runtime.process import keep_memory, keep_programs, one_line_errors
+from dnrt_jax.runtime.errors import WorkdirError
+from dnrt_jax.runtime.process import Parser, keep_memory, keep_programs, user_errors
 
-ABOUT = {  # figure: its title and how to read it
+ABOUT = {  # figure: (title, explanation)
     "curves": (
         "Curves (figure 3)",
-        "Overfitting shows where the test's cross-entropy rises while training's falls.",
+        "Overfitting: the test cross-entropy rises while the training cross-entropy falls.",
     ),
     "spread": (
         "Spread of responses by layer",
-        "Root mean square distance of a layer's aggregated responses from the mean of their class, "
-        "and of these means from each other. ARR pulls responses to their class's mean; as a "
-        "normalisation follows, it may as well make all of them smaller: the ratio tells.",
+        "Root mean square distance of the aggregated responses from their class mean, "
+        "and of the class means from each other. ARR pulls responses to their class mean; since a "
+        "normalisation follows, it can also just shrink all responses: see the ratio.",
     ),
     "shifts": (
         "Shifts of RAA by layer",
-        "What RAA learned: w.x + b over tokens or pixels. At zero it is GELU.",
+        "The learned shift w.x + b over tokens or pixels. With zero shift RAA is GELU.",
     ),
     "activated": (
         "Responses after the activation (figure 2a)",
-        "What the activation of an MLP gives, the first 50 channels of the class token, over test "
+        "Outputs of the activation in MLPs, the first 50 channels of the class token, over test "
         "images. Each run has its own scale.",
     ),
     "aggregated": (
@@ -64,7 +69,7 @@ img { max-width: 100%; height: auto } p { max-width: 48em; color: #444 }
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     keep_memory()
-    with one_line_errors():
+    with user_errors():
         page, figures = build(args.runs, args.count, args.paper)
         args.out.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
@@ -76,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str, dict[str, Any]]:
-    """(the page, figures by name) of finished or running runs.
+    """Builds (HTML page, figures by name) for finished or running runs.
 
     Raises:
-      ValueError, OSError, RuntimeError: one line on a folder that is no run, or on its data.
+      UserError: if a folder is not a run, or its data cannot be read.
     """
     from dnrt_jax.report import figures, responses
     from dnrt_jax.runtime.workdir import read_records, read_run
@@ -90,7 +95,7 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
     records = {n: read_records(f) for n, f in zip(names, folders, strict=True)}
     for name, folder in zip(names, folders, strict=True):
         if not any("test/acc" in record for record in records[name]):
-            raise ValueError(f"{folder}: nothing was evaluated yet")
+            raise WorkdirError(f"{folder}: nothing was evaluated yet")
     curves = json.loads(paper.read_text()) if paper else None
     drawn: dict[str, Any] = {"curves": figures.curves(records, curves)}
 
@@ -107,7 +112,7 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
         classes = runs[name].class_names or ()
         table = np.array(json.loads((folder / "confusion.json").read_text()))
         confusions.setdefault(classes, {})[name] = table
-    for i, (classes, tables) in enumerate(confusions.items()):  # runs of the same data together
+    for i, (classes, tables) in enumerate(confusions.items()):  # one figure per set of classes
         suffix = f"_{i + 1}" if len(confusions) > 1 else ""
         among = {name: found[name] for name in tables}
         if any(x.aggregated for x in among.values()):
@@ -118,21 +123,23 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Short and different: the paths below what they have in common.
+    """Short unique names: the paths without their common prefix.
 
     Raises:
-      ValueError: for a run that is named twice.
+      WorkdirError: if a run is given twice.
     """
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
-        raise ValueError("a run is named twice")
+        raise WorkdirError("a run is named twice")
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [str(path.relative_to(common)) for path in paths]
 
 
 def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
-    """What the runs are and how they ended, as HTML; of the configs only what differs."""
-    flat = {name: _flat(run.config.to_dict()) for name, run in runs.items()}
+    """An HTML table of the runs: config fields that differ, and results."""
+    from dnrt_jax.config import flatten
+
+    flat = {name: flatten(run.config) for name, run in runs.items()}
     fields = sorted({field for config in flat.values() for field in config})
     differ = [f for f in fields if len({repr(config.get(f)) for config in flat.values()}) > 1]
     head = "".join(f"<th>{html.escape(x)}</th>" for x in ("run", "differs in"))
@@ -151,14 +158,6 @@ def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
         cells += "".join(f"<td class=number>{number}</td>" for number in numbers)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _page(table: str, drawn: dict[str, Any]) -> str:
@@ -180,12 +179,7 @@ def _page(table: str, drawn: dict[str, Any]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m dnrt_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m dnrt_jax.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
     parser.add_argument("--paper", type=Path, help="curves of the paper's figure 3, a JSON file")

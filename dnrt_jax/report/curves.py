@@ -1,4 +1,4 @@
-"""Figures of runs."""
+"""The curves of a run: losses and accuracy by epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 PANELS = {"Loss": ("loss_ce", "loss_arr"), "Accuracy": ("acc",)}
 
 
-def curves(records: list[dict[str, Any]], path: Path) -> None:
+def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Draws losses and accuracy by epoch, training dashed and test solid, into an image file."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):

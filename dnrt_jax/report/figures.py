@@ -1,4 +1,4 @@
-"""The figures: functions of what runs recorded and what their models answer."""
+"""Figures from the records of runs and the responses of their models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = None) -> Figure:
-    """Figure 3: cross-entropy of training and test, test accuracy, by the share of the run.
+    """Figure 3: training and test cross-entropy, test accuracy, over the fraction of the run.
 
     paper: the curves of the paper's figure, without and with ARR, drawn below in grey.
     """
@@ -56,7 +56,7 @@ def per_class(confusions: Mapping[str, np.ndarray], class_names: Sequence[str]) 
 
 
 def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:
-    """Rows: true classes, columns: predicted ones, in percent of the row."""
+    """Confusion matrices: rows are labels, columns predictions, in percent of the row."""
     columns = min(3, len(counts))
     rows = -(-len(counts) // columns)
     figure = Figure(figsize=(WIDTH, 0.6 + rows * WIDTH / columns * 0.92), layout="constrained")
@@ -79,7 +79,7 @@ def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> F
 
 
 def spreads(responses: Mapping[str, Responses]) -> Figure:
-    """Distances within and between classes by layer, and their ratio: what ARR is to change."""
+    """Distances within and between classes per layer, and their ratio."""
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     for i, (run, found) in enumerate(responses.items()):
@@ -100,7 +100,7 @@ def spreads(responses: Mapping[str, Responses]) -> Figure:
 
 
 def shifts(responses: Mapping[str, Responses]) -> Figure:
-    """Distribution of RAA's shift w.x + b by layer; 0 is GELU."""
+    """Distribution of RAA's shift w.x + b per layer; with 0 RAA is GELU."""
     shown = {run: found.shifts for run, found in responses.items() if found.shifts}
     figure = Figure(figsize=(WIDTH, 0.6 + 2.2 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
@@ -113,7 +113,7 @@ def shifts(responses: Mapping[str, Responses]) -> Figure:
 
 
 def activated(responses: Mapping[str, Responses]) -> Figure:
-    """Figure 2a: what the activation of an MLP gives, its first 50 channels, in three layers."""
+    """Figure 2a: outputs of the activation in an MLP, the first 50 channels, for three layers."""
     shown = {run: found.activated for run, found in responses.items() if found.activated}
     pick = lambda layers: [list(layers)[i] for i in _three(len(layers))]
     panels = {
@@ -124,7 +124,7 @@ def activated(responses: Mapping[str, Responses]) -> Figure:
 
 
 def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -> Figure:
-    """Figure 2b: the last layer's aggregated response to images of three classes, 50 channels."""
+    """Figure 2b: aggregated responses of the last layer for three classes, 50 channels."""
     wanted = [
         class_names.index(name) for name in ("airplane", "bird", "dog") if name in class_names
     ]
@@ -138,7 +138,7 @@ def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -
 
 
 def _grid(panels: Mapping[str, Sequence[tuple[str, np.ndarray]]], what: str) -> Figure:
-    """Runs by columns of violins, f32[N, channels] each; a run has one scale."""
+    """A grid of violin plots, f32[N, channels] each, with a row and a scale per run."""
     columns = max(map(len, panels.values()))
     figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), columns, sharex=True, squeeze=False)
@@ -154,7 +154,7 @@ def _grid(panels: Mapping[str, Sequence[tuple[str, np.ndarray]]], what: str) -> 
 
 
 def _violins(axes, values: Sequence[np.ndarray], color: str) -> None:
-    # A violin needs some spread: a channel that never answers would have none.
+    # A violin needs some variance; a channel that is always 0 has none.
     noise = np.random.default_rng(0)
     least = 1e-3 * max(np.abs(v).max() for v in values) + 1e-9
     drawn = [v if np.ptp(v) > least else v + least * noise.standard_normal(v.shape) for v in values]
@@ -166,7 +166,7 @@ def _violins(axes, values: Sequence[np.ndarray], color: str) -> None:
 
 
 def _three(count: int) -> list[int]:
-    """The paper's blocks 1, 4 and 10 of 12, and where these lie in another number of layers."""
+    """Indices of the paper's blocks 1, 4 and 10 of 12, scaled to `count` layers."""
     return sorted({round(share * (count - 1)) for share in (1 / 11, 4 / 11, 10 / 11)})
 
 

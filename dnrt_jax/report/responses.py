@@ -1,4 +1,4 @@
-"""What a trained model answers to test images: responses, activations and shifts by layer."""
+"""Responses, activations and RAA shifts of a trained model per layer, on test images."""
 
 import re
 from typing import Any, NamedTuple
@@ -6,23 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dnrt_jax import config as schema
-from dnrt_jax import experiment as problem
-from dnrt_jax import models
-from dnrt_jax.data import augment, datasets
+from dnrt_jax import tasks
+from dnrt_jax.experiment import create_model
+from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.workdir import Run
-from dnrt_jax.training import dispatch as feed
 
 BATCH = 100
 CHANNELS = 50  # of the paper's figure 2
 
 
 class Responses(NamedTuple):
-    """Of N images, by the name of the layer, in the order of the network.
+    """Arrays for N images, by the name of the layer, in the order of the network.
 
-    aggregated: f32[N, D], what ARR acts on.
-    activated: f32[N, 50], of the class token or the mean token, after an MLP's activation.
-    shifts: f32[M], w.x + b of RAA at some of the tokens or pixels.
+    aggregated: f32[N, D], the responses that ARR regularizes.
+    activated: f32[N, 50], after the activation of an MLP, of the class token or the mean token.
+    shifts: f32[M], RAA's w.x + b at some of the tokens or pixels.
     """
 
     labels: np.ndarray
@@ -32,29 +30,23 @@ class Responses(NamedTuple):
 
 
 def of_run(run: Run, count: int) -> Responses:
-    """Those to `count` test images, drawn at random but the same for every run.
+    """Computes the responses to `count` random test images, the same for every run.
 
     Raises:
-      ValueError, FileNotFoundError: one line on the data, which must fit in memory.
+      UserError: if the data cannot be read or are not images.
     """
     config = run.config
-    test = feed.read(config, "test")
-    if not isinstance(test, datasets.Dataset):
-        raise ValueError(f"{config.data.name}: is no set of images in memory")
-    rows = np.random.default_rng(0).permutation(len(test.labels))[:count]
-    model: Any = models.create(
-        config.model.name,
-        num_classes=len(test.class_names),
-        act=config.model.act,
-        image_size=config.data.image_size,
-        **schema.model_kwargs(config),
-    )
-    transform = augment.eval_transform(**{k: config.data[k] for k in problem.EVAL_FIELDS.split()})
+    task = tasks.find(config.task)(config)
+    samples = task.samples("test", seed=0)
+    if samples is None:
+        raise ConfigError(f"config.task={config.task!r}: has no images to report on")
+    images, labels = _first(samples, count)
+    model: Any = create_model(config, len(task.class_names))
 
     @jax.jit
     def collect(images):
         _, state = model.apply(
-            run.variables, transform(images), mutable=["responses", "intermediates"]
+            run.variables, task.eval_preprocess(images), mutable=["responses", "intermediates"]
         )
         return {
             "aggregated": _by_layer(state.get("responses", {}), lambda name, x: x),
@@ -62,14 +54,25 @@ def of_run(run: Run, count: int) -> Responses:
             "shifts": _by_layer(state.get("intermediates", {}), _some_shifts),
         }
 
-    parts = [collect(test.images[rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
+    parts = [collect(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
     join = lambda *arrays: np.concatenate([np.asarray(x, np.float32) for x in arrays])
     found = {
         kind: {layer: join(*(part[kind][layer] for part in parts)) for layer in parts[0][kind]}
         for kind in parts[0]
     }
     in_order = lambda layers: {name: layers[name] for name in sorted(layers, key=_natural)}
-    return Responses(test.labels[rows], **{kind: in_order(x) for kind, x in found.items()})
+    return Responses(labels, **{kind: in_order(x) for kind, x in found.items()})
+
+
+def _first(samples: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` images and labels of the batches, or all if there are fewer."""
+    images, labels = [], []
+    for some, of_them in samples:
+        images.append(some)
+        labels.append(of_them)
+        if sum(map(len, labels)) >= count:
+            break
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
 
 
 def _by_layer(tree: Any, choose) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def _by_layer(tree: Any, choose) -> dict[str, Any]:
 
 def _activated(batch_size: int):
     def choose(name, x):
-        if name != "activated" or x.shape[0] != batch_size:  # TNT's inner MLPs see patches
+        if (
+            name != "activated" or x.shape[0] != batch_size
+        ):  # the inner MLPs of TNT have a row per patch
             return None
         return (x[:, 0] if x.ndim == 3 else x)[:, :CHANNELS]
 
@@ -99,8 +104,8 @@ def _natural(name: str) -> list[Any]:
 
 
 def spread(x: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Root mean square distance of f32[N, D] from the mean of its class, and of these means from
-    the mean of all; a channel's share, so that widths compare."""
+    """Root mean square distances, per channel, of f32[N, D] from their class means, and of the
+    class means from the overall mean."""
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
     index = np.searchsorted(np.unique(labels), labels)
     within = np.sqrt(np.square(x - means[index]).mean())

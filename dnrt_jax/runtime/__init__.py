@@ -1,1 +1,1 @@
-"""What a run stands on: devices, processes, folders, checkpoints, what the programs share."""
+"""Infrastructure: devices, processes, checkpoints, run folders, and helpers of the programs."""

@@ -1,11 +1,11 @@
-"""Verified checkpoints: Orbax writes the arrays, a manifest says what a whole checkpoint is.
+"""Verified checkpoints: Orbax writes the arrays, a manifest holds their checksums.
 
     checkpoints/STEP/arrays/...      Orbax, written by all processes
     checkpoints/STEP/manifest.json   written last, atomically: SHA-256 of every file, the tree,
-                                     the config, versions and what the loop must remember
+                                     the config, versions and the state of the training loop
 
-Orbax neither notices a flipped bit nor looks for an older step. Here a step without a valid
-manifest does not exist, and nothing is restored that does not match it byte for byte.
+Orbax does not detect corrupted files or fall back to an older step. Here, a step without a valid
+manifest is ignored, and files are restored only if they match it exactly.
 """
 
 import hashlib
@@ -22,40 +22,42 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+import dnrt_jax
+from dnrt_jax.runtime.errors import CheckpointError
+
 ARRAYS, MANIFEST = "arrays", "manifest.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another model. The message is one line."""
 
 
 class Restored(NamedTuple):
     state: Any
     step: int
-    extra: dict[str, Any]  # what `save` was given
+    extra: dict[str, Any]  # as passed to `save`
     config: str
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a manifest, oldest first; not verified."""
+    """The steps that have a manifest, in increasing order; not verified."""
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{MANIFEST}"))
 
 
 def save(folder: Path, state: Any, step: int, *, config: str, extra: dict[str, Any]) -> None:
-    """Writes and verifies the checkpoint of `step`. All processes call it together.
+    """Writes and verifies the checkpoint of `step`. All processes must call it together.
 
     Raises:
-      CheckpointError: if the files on disk are not what was written, as on a full disk.
-      OSError: as the file system says.
+      CheckpointError: if the files on disk differ from what was written, as on a full disk.
+      OSError: errors of the file system.
     """
     target = folder / str(step)
     arrays = _flatten(state)
     if jax.process_index() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # the leftover of a killed save
+        shutil.rmtree(target, ignore_errors=True)  # remains of an interrupted save
         target.mkdir(parents=True)
     _barrier("made")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((target / ARRAYS).absolute(), arrays)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((target / ARRAYS).absolute(), arrays)
+    except (OSError, ValueError) as error:  # raised by Orbax on a full disk, among others
+        raise CheckpointError(f"{target} could not be written: {error}") from error
     _barrier("written")
     if jax.process_index() == 0:
         manifest = {
@@ -64,7 +66,8 @@ def save(folder: Path, state: Any, step: int, *, config: str, extra: dict[str, A
             "files": _checksums(target / ARRAYS),
             "config": config,
             "extra": extra,
-            "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
+            "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
+            | {"dnrt_jax": dnrt_jax.__version__},
         }
         manifest["sha256"] = _digest(manifest)
         write_atomically(target / MANIFEST, json.dumps(manifest, indent=1))
@@ -73,10 +76,10 @@ def save(folder: Path, state: Any, step: int, *, config: str, extra: dict[str, A
 
 
 def verify(folder: Path, step: int) -> dict[str, Any]:
-    """The manifest of `step`, after checking every byte it vouches for.
+    """Verifies the checksums of all files of `step` and returns the manifest.
 
     Raises:
-      CheckpointError: naming the files that are damaged, missing or left over.
+      CheckpointError: naming the files that are damaged, missing or unexpected.
     """
     path = folder / str(step) / MANIFEST
     try:
@@ -99,15 +102,15 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
 
 
 def restore(folder: Path, target: Any, step: int | None = None) -> Restored | None:
-    """The state at `step`, or at the newest step that is whole; None if there is no checkpoint.
+    """Restores `step`, or the newest intact checkpoint; None if there is no checkpoint.
 
     Args:
-      target: a tree of arrays or jax.ShapeDtypeStruct with shardings, as the state should be;
-        None for all arrays by their path, as "params/head/kernel", on the first device.
+      target: a tree of arrays or jax.ShapeDtypeStruct with shardings, to be matched; None to get a
+        flat dict of all arrays by path, as "params/head/kernel", on the first device.
 
     Raises:
-      CheckpointError: for a step asked for that is damaged, for checkpoints that are all damaged,
-        or for one whose tree, shapes or dtypes differ from `target`, listing the differences.
+      CheckpointError: if `step` is given and damaged, if all checkpoints are damaged, or if the
+        tree, shapes or dtypes differ from `target`, listing the differences.
     """
     candidates = [step] if step is not None else steps(folder)[::-1]
     for candidate in candidates:
@@ -119,6 +122,21 @@ def restore(folder: Path, target: Any, step: int | None = None) -> Restored | No
             logging.warning("%s; falling back to an older one", error)
             continue
         return _load(folder / str(candidate), target, manifest)
+    return None
+
+
+def newest_config(folder: Path) -> str | None:
+    """The config of the newest intact checkpoint; None if there is no checkpoint.
+
+    Raises:
+      CheckpointError: if all are damaged.
+    """
+    for step in (candidates := steps(folder)[::-1]):
+        try:
+            return verify(folder, step)["config"]
+        except CheckpointError:
+            if step == candidates[-1]:
+                raise
     return None
 
 
@@ -135,30 +153,30 @@ def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
         raise CheckpointError(f"{path}: {len(differences)} arrays differ: {shown}")
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore((path / ARRAYS).absolute(), _flatten(target))
-    leaves = [arrays[name] for name in _flatten(target)]  # Orbax returns them in another order
+    leaves = [arrays[name] for name in _flatten(target)]  # Orbax changes the order
     state = jax.tree.unflatten(jax.tree.structure(target), leaves)
     return Restored(state, manifest["step"], manifest["extra"], manifest["config"])
 
 
 def keep(folder: Path, newest: int, step: int, also: int | None = None) -> None:
-    """Deletes all but the `newest` last checkpoints up to `step` and the one of step `also`.
+    """Deletes all checkpoints but the `newest` last ones up to `step` and that of step `also`.
 
-    Leftovers of kills go too, and what lies beyond `step`, just saved: it was damaged, or else the
-    run would have gone on from there.
+    Also deletes incomplete saves and checkpoints newer than `step`, the one just saved: they are
+    damaged, or the run would have resumed from them.
     """
     if jax.process_index() == 0 and folder.exists():
         known = [known for known in steps(folder) if known <= step]
         kept = {str(kept) for kept in [*known[-newest:], also]}
         for path in folder.iterdir():
             if path.name not in kept:
-                # Without its manifest it is a leftover, should the deletion be cut short.
+                # The manifest first: an interrupted deletion then leaves an incomplete save.
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
     _barrier("swept")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file `path` so that a reader, or a kill, sees the old or the new text."""
+    """Replaces the file `path` atomically: it holds either the old or the new text at any time."""
     beside = path.with_name(f"{path.name}.tmp")
     with beside.open("w") as file:
         file.write(text)
@@ -168,7 +186,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
-    """Arrays by path, in the order of the tree: a file format that no Python class is part of."""
+    """Arrays by path, in the order of the tree, so that files do not depend on Python classes."""
     leaves = jax.tree.leaves_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
@@ -179,7 +197,7 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
 
 
 def _as_saved(tree: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The inverse of `_describe`, in shapes."""
+    """The inverse of `_describe`: a tree of jax.ShapeDtypeStruct."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     parts = {name: text.partition("[") for name, text in tree.items()}
     return {

@@ -1,7 +1,7 @@
-"""Mistakes of the user: each is one line that names the thing, its value and the remedy.
+"""Errors that the user can fix. The message is one line with the cause and the remedy.
 
-The programs print a `UserError` as that line and end with status 1. Any other exception is a
-defect of this project and keeps its traceback.
+The programs print a `UserError` as one line and exit with status 1. Any other exception is a bug of
+this package and is shown with its traceback.
 """
 
 import difflib
@@ -9,47 +9,47 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What the user can mend. The message is one line."""
+    """Base class of all errors that the user can fix. The message is one line."""
 
 
 class ConfigError(UserError, ValueError):
-    """A config, or a command line, that cannot run."""
+    """An invalid config or command line."""
 
 
 class ModelError(UserError, ValueError):
-    """An unknown model or activation, or fields of a model that do not go together."""
+    """An unknown model or activation, or incompatible fields of a model."""
 
 
 class DataError(UserError, ValueError):
-    """Data that are damaged, or not what they should be."""
+    """Data that are damaged or in an unexpected format."""
 
 
 class DataNotFoundError(DataError, FileNotFoundError):
-    """Data that are not there."""
+    """Data that were not found."""
 
 
 class DownloadError(DataError, ConnectionError):
-    """A download that broke off."""
+    """A download that failed."""
 
 
 class WeightsError(UserError, ValueError):
-    """A file of weights that cannot be read, or weights that do not fit a model."""
+    """A weight file that cannot be read, or weights that do not fit the model."""
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint that is missing, damaged, or belongs to another model."""
 
 
 class WorkdirError(UserError, RuntimeError):
-    """A folder that cannot serve this run."""
+    """A run folder that cannot be used."""
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss, a gradient or a logit that is not finite."""
+    """A loss, gradient or logit that is NaN or infinite."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'NAME'?" for the nearest of `known`, or else "; known: ..."."""
+    """ "; did you mean 'NAME'?" if a known name is similar, else "; known: ..."."""
     known = sorted(known)
     if near := difflib.get_close_matches(name, known, 1):
         return f"; did you mean {near[0]!r}?"

@@ -1,4 +1,4 @@
-"""What a function costs, read from its traced program without running it, and what devices can."""
+"""Counts multiply-accumulates from the jaxpr; peak FLOP/s by device."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-# Dense bfloat16 FLOP/s of one device by its kind in JAX, from the makers' data sheets. A device is
-# a chip, of TPU v2 and v3 one of its two cores.
+# Dense bfloat16 FLOP/s per JAX device, by `device_kind`, from the vendors' data sheets. A device is
+# one chip, except for TPU v2 and v3, where it is one of the two cores of a chip.
 PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -30,8 +30,10 @@ PEAK_FLOPS = {
 
 
 class MultiplyAccumulates(NamedTuple):
-    """layers: of dense layers, convolutions and RAA's shifts, which is what the paper counts.
-    products: of activations with activations, as attention's.
+    """Numbers of multiply-accumulates.
+
+    layers: in dense layers, convolutions and RAA's shifts, which is what the paper counts.
+    products: in products of two activations, as in attention.
     """
 
     layers: int
@@ -43,7 +45,7 @@ class MultiplyAccumulates(NamedTuple):
 
 
 def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumulates:
-    """Those of fn(*args), arrays or jax.ShapeDtypeStruct; a loop of unknown length counts once."""
+    """Counts those of fn(*args), with arrays or jax.ShapeDtypeStruct; `while` loops count once."""
     layers = products = 0
     for eqn, times in _equations(jax.make_jaxpr(fn)(*args).jaxpr, 1):
         if eqn.primitive.name == "dot_general":
@@ -58,17 +60,23 @@ def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumula
     return MultiplyAccumulates(layers, products)
 
 
-def of_image(model: nn.Module, shape: tuple[int, ...]) -> MultiplyAccumulates:
-    """Those of a forward pass on one image f32[1, S, S, C]; a training step takes three times that:
-    the gradients of the weights and of what they act on each cost as much again.
+def of_example(model: nn.Module, example: Any) -> MultiplyAccumulates:
+    """Counts those of a forward pass on `example`, a pytree of jax.ShapeDtypeStruct.
+
+    A training step takes about three times as many, for the gradients of weights and activations.
     """
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, image)
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    return multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, example)
+
+
+def of_image_model(model: Any, channels: int = 3) -> MultiplyAccumulates:
+    """Counts those of a forward pass on one image f32[1, S, S, channels], S = model.image_size."""
+    shape = (1, model.image_size, model.image_size, channels)
+    return of_example(model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def utilization(macs: int, images_per_sec: float) -> float | None:
-    """Share of all devices' peak in training, without the augmentation; None if it is not known."""
+    """Model FLOP/s in training as a fraction of the peak of all devices; None if unknown."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return peak and 3 * 2 * macs * images_per_sec / (peak * jax.device_count())
 

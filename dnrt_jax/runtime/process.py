@@ -1,42 +1,98 @@
-"""What the programs share: mistakes answered in one line; compiled programs and memory kept."""
+"""Helpers of the programs: error messages, overrides, compilation cache, memory allocator."""
 
+import argparse
 import ctypes
+import logging
 import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
-# glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX. Nothing freed goes back.
+from dnrt_jax.runtime.errors import ConfigError, UserError
+
+# glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX. Freed memory stays in the process.
 KEEP_FREED = {-4: 0, -1: 2**31 - 1, -8: 1}
+DEFECT = (
+    "This is a bug of dnrt_jax. Please report it where you got dnrt_jax from, with the lines above "
+    "and the command."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with one-line errors and without abbreviations."""
+
+    def __init__(self, **kwargs):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": formatter, "allow_abbrev": False} | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the program with status 1 at a ValueError, OSError or RuntimeError.
+def user_errors() -> Iterator[None]:
+    """Reports errors that the user can fix in one line and exits with status 1: a `UserError`, an
+    error of the file system, or out of device memory.
 
-    With $DNRT_TRACEBACK set the error goes on as it is.
+    Other exceptions are printed with their traceback and a request to report them. If the
+    environment variable DNRT_TRACEBACK is set, every exception is raised unchanged.
     """
     try:
         yield
-    except BrokenPipeError:  # whoever read the output, as `head`, has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("DNRT_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if (said := _said(error)) is None:
+            logging.exception("an unexpected error")
+            print(DEFECT, file=sys.stderr)
+            sys.exit(1)
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(1)
 
 
-def keep_programs() -> None:
-    """Keeps what XLA compiles for later runs, in ~/.cache/dnrt_jax or $JAX_COMPILATION_CACHE_DIR.
+def _said(error: Exception) -> str | None:
+    """The message for an error that the user can fix; None for any other."""
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno):
+        return str(error)
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"the device is out of memory ({str(error).splitlines()[0]}); lower "
+            "config.train.batch_size, or set config.train.accumulate or config.parallel.fsdp"
+        )
+    return None
 
-    A folder for each version of JAX and each host: XLA:CPU compiles for the very processor.
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits arguments into those other than --config.FIELD=VALUE and {FIELD: VALUE}.
+
+    Raises:
+      ConfigError: for a field without a value.
+    """
+    rest, overrides, words = [], {}, iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals and (value := next(words, None)) is None:
+            raise ConfigError(f"--config.{name}: give it a value, as --config.{name}=VALUE")
+        overrides[name] = value
+    return rest, overrides
+
+
+def keep_programs() -> None:
+    """Turns on JAX's compilation cache, in ~/.cache/dnrt_jax or $JAX_COMPILATION_CACHE_DIR.
+
+    There is one folder per JAX version and host, as XLA:CPU compiles for the processor at hand.
     """
     import jax
 
@@ -44,17 +100,16 @@ def keep_programs() -> None:
         user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         folder = user / "dnrt_jax" / f"jax-{jax.__version__}-{platform.node()}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # By default only what takes a second to compile is kept: a start is many small programs.
+    # The default minimum is one second, but a start compiles many small programs.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def keep_memory() -> None:
-    """Where JAX will find CPUs only, lets glibc keep what is freed. To be called before JAX starts
-    its threads.
+    """On CPU, makes glibc's malloc keep freed memory. Call it before JAX starts its threads.
 
-    XLA:CPU allocates a step's buffers at every step. Getting their pages from the system each time
-    takes a fifth of a ViT-Tiny step.
+    XLA:CPU allocates its buffers at every step; getting the pages from the operating system each
+    time takes a fifth of a ViT-Tiny step.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
     accelerators = entry_points(group="jax_plugins") or find_spec("libtpu")

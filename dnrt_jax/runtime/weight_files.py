@@ -1,7 +1,7 @@
-"""Files of weights, read and written as torch state dicts.
+"""Reads and writes weight files, as torch state dicts.
 
-    DIR/NAME.safetensors   the tensors under their torch names, readable by PyTorch as it is
-    DIR/config.json        what a prediction needs beside them: the fields of `Description`
+    DIR/NAME.safetensors   tensors with torch names, readable by PyTorch
+    DIR/config.json        the fields of `Description`, needed for predictions
 
 Only .pth files need torch.
 """
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-StateDict = dict[str, np.ndarray]  # by torch names
+from dnrt_jax.runtime.errors import WeightsError
+
+StateDict = dict[str, np.ndarray]  # {torch name: array}
 
 CONFIG = "config.json"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -25,15 +27,15 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 @dataclass(frozen=True)
 class Description:
-    """What turns weights into a classifier.
+    """The model and the preprocessing that belong to weights.
 
     model: arguments of `models.create`, at least name, num_classes, act and image_size.
-    mean, std: of each channel, for pixels in 0 .. 1.
-    eval_resize: pixels of the shorter side before the centre crop.
-    class_names: one a class, or None where they are not known.
+    mean, std: per channel, for pixels in 0 .. 1.
+    eval_resize: size of the shorter side before the centre crop, in pixels.
+    class_names: one per class, or None if unknown.
 
     Raises:
-      ValueError: where these do not go together.
+      WeightsError: if these are inconsistent.
     """
 
     model: dict[str, Any]
@@ -45,31 +47,33 @@ class Description:
     def __post_init__(self):
         num_classes, image_size = self.model["num_classes"], self.model["image_size"]
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise ValueError(f"mean={self.mean}, std={self.std}: need one value a channel, 1 or 3")
+            raise WeightsError(
+                f"mean={self.mean}, std={self.std}: need one value per channel, 1 or 3"
+            )
         if min(self.std) <= 0:
-            raise ValueError(f"std={self.std}: must be above 0")
+            raise WeightsError(f"std={self.std}: must be above 0")
         if self.eval_resize < image_size:
-            raise ValueError(f"eval_resize={self.eval_resize}: below image_size={image_size}")
+            raise WeightsError(f"eval_resize={self.eval_resize}: below image_size={image_size}")
         if self.class_names is not None and len(self.class_names) != num_classes:
-            raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
+            raise WeightsError(f"{len(self.class_names)} class names for {num_classes} classes")
 
 
 def read(path: Path) -> StateDict:
-    """The state dict in a .safetensors file or a torch checkpoint (.pth, .pt, .bin).
+    """Reads the state dict in a .safetensors file or a torch checkpoint (.pth, .pt, .bin).
 
-    A checkpoint may hold it under "model" or "state_dict", among other things. No code in it is
-    run: only tensors, plain Python values and argparse.Namespace are let in.
+    A checkpoint may hold it under "model" or "state_dict". No code in it is run: only tensors,
+    plain Python values and argparse.Namespace are accepted.
 
     Raises:
-      FileNotFoundError, ValueError: one line on the file.
+      WeightsError: if the file cannot be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    raise ValueError(f"{path}: not a file of weights; .safetensors and .pth are read")
+    raise WeightsError(f"{path}: not a weight file; supported are .safetensors and .pth")
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -78,14 +82,14 @@ def _read_safetensors(path: Path) -> StateDict:
     except (
         Exception
     ) as error:  # SafetensorError derives from Exception; unknown dtypes raise others
-        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
+        raise WeightsError(f"{path}: not a whole .safetensors file ({error})") from None
 
 
 def _read_torch(path: Path) -> StateDict:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(
+        raise WeightsError(
             f"{path}: needs PyTorch to be read: pip install 'dnrt_jax[torch]'"
         ) from None
     try:
@@ -93,20 +97,20 @@ def _read_torch(path: Path) -> StateDict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
+        raise WeightsError(
             f"{path}: refused, it holds {found[1] if found else 'something unknown'}; "
-            "only tensors, plain values and argparse.Namespace are let in"
+            "only tensors, plain values and argparse.Namespace are accepted"
         ) from None
-    except Exception as error:  # what a damaged file makes the reader stumble over
+    except Exception as error:  # a damaged file may raise anything
         reason = str(error).partition(".")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a whole torch checkpoint ({reason})") from None
+        raise WeightsError(f"{path}: not a whole torch checkpoint ({reason})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
     ):
-        raise ValueError(
+        raise WeightsError(
             f"{path}: no state dict {{name: tensor}} in it, nor under 'model' or 'state_dict'"
         )
     wrapped = all(name.startswith("module.") for name in content)  # by DistributedDataParallel
@@ -122,10 +126,10 @@ def _read_torch(path: Path) -> StateDict:
 
 
 def read_description(path: Path) -> Description | None:
-    """What config.json says of the weights `path` beside it; None if it is not theirs, or absent.
+    """Reads the config.json next to the weights `path`; None if absent or for other weights.
 
     Raises:
-      ValueError: for a damaged config.json.
+      WeightsError: for a damaged config.json.
     """
     config = path.with_name(CONFIG)
     try:
@@ -144,22 +148,22 @@ def read_description(path: Path) -> Description | None:
             class_names=content["class_names"] and tuple(content["class_names"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{config}: damaged ({error}); convert the weights again") from None
+        raise WeightsError(f"{config}: damaged ({error}); convert the weights again") from None
 
 
 def write(path: Path, state_dict: StateDict, description: Description) -> None:
-    """Writes `path` and the config.json beside it; a file of before is replaced or left whole.
+    """Writes `path` and the config.json next to it, replacing existing files atomically.
 
     Raises:
-      ValueError: unless `path` ends in .safetensors, or if a config.json there is another's.
-      OSError: as the file system says.
+      WeightsError: if `path` is not *.safetensors, or config.json belongs to something else.
+      OSError: errors of the file system.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the weights' name must end in .safetensors")
+        raise WeightsError(f"{path}: the weights' name must end in .safetensors")
     config = path.with_name(CONFIG)
     if config.exists() and read_description(path) is None:
-        raise ValueError(f"{config}: belongs to something else; write to a folder of its own")
-    # safetensors writes the memory of an array as it lies, whatever the strides.
+        raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
+    # safetensors ignores strides.
     tensors = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
     content = {"weights": path.name, **asdict(description)}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""The nodes of a graph as batches of a training step, and their evaluation.
+"""Node classification on a graph.
 
-A batch's `image` is a `models.graph.Graph`: the whole graph or a sampled part, asked about labelled
-nodes. It lies on every device alike: what several devices divide are images, not a graph.
+The inputs of a batch are a `models.graph.Graph`: the whole graph or a sampled subgraph, with the
+labelled nodes to classify. The graph is replicated on all devices; it is not sharded.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,93 +15,149 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import graphs
+from dnrt_jax.data.datasets import data_dir
 from dnrt_jax.data.order import epoch_order
+from dnrt_jax.fields import FLAG, Field, choice, integers_from
 from dnrt_jax.models.graph import Graph
-from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.sharding import replicated
+from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import metrics
-from dnrt_jax.training import step as steps
-
-Draw = Callable[[int], Iterator[steps.Batch]]
+from dnrt_jax.training.step import Batch, eval_step
 
 
-def example(graph: graphs.GraphData) -> Graph:
-    """The shapes that decide a model's parameters."""
-    index = jax.ShapeDtypeStruct((1,), np.int32)
-    features = jax.ShapeDtypeStruct((1, graph.features.shape[1]), np.float32)
-    return Graph(features, index, index, index)
+class NodeClassification(Task):
+    """Node classification, full-batch or with neighbour sampling, see `Task`.
 
+    Args:
+      graph: by default it is read as the config says.
 
-def _batch(graph: Graph, labels: Any) -> steps.Batch:
-    return {"image": graph, "label": labels, "mask": jnp.ones(labels.shape, bool)}
+    Raises:
+      UserError: if the data cannot be read.
+    """
 
+    FIELDS: ClassVar = {
+        "data.features": Field(
+            "raw",
+            choice("raw", "rows", "zscore"),
+            "node features: raw, rows normalised to sum 1, or columns standardised (zscore)",
+        ),
+        "data.self_loops": Field(False, FLAG, "add a self-loop to every node"),
+        "data.fanout": Field(
+            (),
+            integers_from(1, "whole numbers from 1"),
+            "neighbours sampled per layer, as (10, 10); empty for the full graph",
+        ),
+    }
 
-def batches(graph: graphs.GraphData, config: Config, mesh: Mesh) -> Draw:
-    """Makes draw(start) -> the batches from step `start` on: a function of (seed, step)."""
-    place = partial(jax.device_put, device=parallel.replicated(mesh))
-    if not config.data.fanout:
+    def __init__(self, config: Config, graph: graphs.GraphData | None = None):
+        self._config, data = config, config.data
+        read = lambda: _load(data.name, data_dir(data.dir), data.features, data.self_loops)
+        self.graph = read() if graph is None else graph
+        self.class_names = self.graph.class_names
+        self.num_train = len(self.graph.splits["train"])
+        self.batch_size = config.train.batch_size if data.fanout else self.num_train
+        index = jax.ShapeDtypeStruct((1,), np.int32)
+        features = jax.ShapeDtypeStruct((1, self.graph.features.shape[1]), np.float32)
+        self.example = Graph(features, index, index, index)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        name, fanout = config.model.name, config.data.fanout
+        if "image_size" in models.fields(name):
+            raise ConfigError(f"config.model.name={name!r}: takes images; see config.task")
+        if config.train.accumulate > 1:
+            raise ConfigError(f"config.train.accumulate={config.train.accumulate}: not for graphs")
+        if fanout and name != "graphsage":
+            raise ConfigError(f"config.data.fanout: {name} needs all of a node's neighbours")
+        if fanout and len(fanout) != (config.model.get("depth") or 2):
+            raise ConfigError(
+                "config.data.fanout: needs a number for each of config.model.depth layers"
+            )
+
+    @property
+    def description(self) -> str:
+        graph = self.graph
+        counts = ", ".join(f"{len(nodes)} {name}" for name, nodes in graph.splits.items())
+        return f"{len(graph.labels)} nodes ({counts}), {len(graph.senders)} edges"
+
+    def train_batches(self, mesh: Mesh) -> Callable[[int], Iterator[Batch]]:
+        place = partial(jax.device_put, device=replicated(mesh))
+        if self._config.data.fanout:
+            return lambda start: map(place, self._sampled(start))
+        graph = self.graph
         nodes = graph.splits["train"]
         everything = Graph(graph.features, graph.senders, graph.receivers, nodes)
         batch = place(_batch(everything, graph.labels[nodes]))
 
-        def same(start: int) -> Iterator[steps.Batch]:
+        def same(start: int) -> Iterator[Batch]:
             while True:
                 yield batch
 
         return same
 
-    starts, train = graphs.neighbour_starts(graph), graph.splits["train"]
-    batch_size, fanout = config.train.batch_size, tuple(config.data.fanout)
-    epoch_steps = -(-len(train) // batch_size)
-
-    def sampled(start: int) -> Iterator[steps.Batch]:
-        step = start
+    def _sampled(self, start: int) -> Iterator[Batch]:
+        graph, config, batch_size = self.graph, self._config, self.batch_size
+        starts, train = graphs.neighbour_starts(graph), graph.splits["train"]
+        fanout, epoch_steps, step = tuple(config.data.fanout), -(-len(train) // batch_size), start
         while True:
             epoch, at = divmod(step, epoch_steps)
             order = epoch_order(config.seed, epoch, len(train))
-            seeds = train[
-                np.resize(order, epoch_steps * batch_size)[at * batch_size :][:batch_size]
-            ]
+            filled = np.resize(order, epoch_steps * batch_size)
+            seeds = train[filled[at * batch_size :][:batch_size]]
             rng = np.random.default_rng((config.seed, step))
             nodes, senders, receivers = graphs.sample_neighbours(
                 graph.senders, starts, seeds, fanout, rng
             )
             own = np.arange(batch_size, dtype=np.int32)
-            image = Graph(graph.features[nodes], senders, receivers, own)
-            mask = at * batch_size + own < len(train)  # the last batch is filled up
-            yield place({"image": image, "label": graph.labels[seeds], "mask": mask})
+            inputs = Graph(graph.features[nodes], senders, receivers, own)
+            mask = at * batch_size + own < len(train)  # padding of the last batch
+            yield {"inputs": inputs, "label": graph.labels[seeds], "mask": mask}
             step += 1
 
-    return sampled
+    def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
+        """As `Task.evaluator`, for the validation and the test nodes; also reports the AUC."""
+        graph, num_classes = self.graph, len(self.class_names)
+        step = eval_step(model, self._config.arr, lambda x: x, num_classes, keep_logits=True)
+        labels = {name: graph.labels[graph.splits[name]] for name in ("valid", "test")}
+        place = partial(jax.device_put, device=replicated(mesh))
+        all_of_it = place(Graph(graph.features, graph.senders, graph.receivers, None))
+        asked = place({name: (graph.splits[name], labels[name]) for name in labels})
+
+        @jax.jit
+        def both(state, graph, asked):
+            """Both splits in one program, so that the forward pass is computed once."""
+            return {
+                name: step(state, _batch(graph._replace(nodes=nodes), labels))
+                for name, (nodes, labels) in asked.items()
+            }
+
+        def evaluate(state: Any) -> dict[str, Any]:
+            values: dict[str, Any] = {}
+            for name, sums in jax.device_get(both(state, all_of_it, asked)).items():
+                found = metrics.summary(sums, f"{name} nodes at step {int(state.step)}")
+                found["auc"] = metrics.macro_roc_auc(sums["logits"], labels[name])
+                values |= {f"{name}/{key}": value for key, value in found.items()}
+                values["confusion"] = sums["confusion"].astype(np.int64)
+            return values
+
+        return evaluate
+
+    def class_counts(self) -> np.ndarray:
+        labels = self.graph.labels[self.graph.splits["train"]]
+        return np.bincount(labels, minlength=len(self.class_names))
+
+    def multiply_accumulates(self, model: nn.Module) -> None:
+        return None
 
 
-def evaluator(
-    model: nn.Module, config: Config, graph: graphs.GraphData, mesh: Mesh
-) -> Callable[[Any], dict[str, Any]]:
-    """Makes evaluate(state) -> {"valid/acc", "valid/auc", ..., "test/acc", ..., "confusion"}."""
-    num_classes = len(graph.class_names)
-    step = steps.eval_step(model, config.arr, lambda x: x, num_classes, keep_logits=True)
-    labels = {name: graph.labels[graph.splits[name]] for name in ("valid", "test")}
-    place = partial(jax.device_put, device=parallel.replicated(mesh))
-    all_of_it = place(Graph(graph.features, graph.senders, graph.receivers, None))
-    asked = place({name: (graph.splits[name], labels[name]) for name in labels})
+@cache
+def _load(name: str, folder: Path, features: str, self_loops: bool) -> graphs.GraphData:
+    return graphs.load(name, folder, features=features, self_loops=self_loops)
 
-    @jax.jit
-    def both(state, graph, asked):
-        """In one program, so that the compiler sees that the layers are the same for both."""
-        return {
-            name: step(state, _batch(graph._replace(nodes=nodes), labels))
-            for name, (nodes, labels) in asked.items()
-        }
 
-    def evaluate(state: Any) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, sums in jax.device_get(both(state, all_of_it, asked)).items():
-            found = metrics.summary(sums, f"{name} nodes at step {int(state.step)}")
-            found["auc"] = metrics.macro_roc_auc(sums["logits"], labels[name])
-            values |= {f"{name}/{key}": value for key, value in found.items()}
-            values["confusion"] = sums["confusion"].astype(np.int64)
-        return values
-
-    return evaluate
+def _batch(graph: Graph, labels: Any) -> Batch:
+    return {"inputs": graph, "label": labels, "mask": jnp.ones(labels.shape, bool)}

@@ -1,15 +1,16 @@
-"""Classification metrics: counts on the device, ratios at the end."""
+"""Classification metrics: counts per batch on the device, ratios at the end."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dnrt_jax.runtime.errors import NonFiniteError
 
-class NonFiniteError(RuntimeError):
-    """The loss, a gradient or a logit is not finite. The message is one line."""
+FEW_CLASSES = 10  # with more classes, top-5 accuracy is reported as well
 
 
 def confusion(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
@@ -19,22 +20,30 @@ def confusion(logits: Array, labels: Array, mask: Array, num_classes: int) -> Ar
     return counts.reshape(num_classes, num_classes)
 
 
+def in_top_five(logits: Array, labels: Array, mask: Array) -> Array:
+    """Number of rows with mask True whose label is among the five largest logits, i32[]."""
+    top = jax.lax.top_k(logits, 5)[1]
+    return ((top == labels[:, None]).any(1) & mask).sum()
+
+
 def summary(sums: dict[str, Any], what: str) -> dict[str, float]:
     """Metrics and mean losses from the sums of `step.eval_step` over all batches.
 
     Raises:
-      NonFiniteError: where a logit was NaN or infinite; `what` names what was evaluated.
+      NonFiniteError: if a logit was NaN or infinite; `what` names the data in the message.
     """
     if bad := int(sums["non_finite"]):
         raise NonFiniteError(f"the logits of {bad} {what} are not finite")
     losses = {name: value for name, value in sums.items() if name.startswith("loss")}
     values = {name: float(value / sums["count"]) for name, value in losses.items()}
+    if "top5" in sums:
+        values["acc_top5"] = float(sums["top5"] / sums["count"])
     return classification(sums["confusion"]) | values
 
 
 def by_frequency(confusion: Any, train_counts: Any, class_names: Sequence[str]) -> dict[str, float]:
-    """Accuracy of each class, and means over the classes with many (above 100), medium (20 .. 100)
-    and few (below 20) training images, as Liu et al. (OLTR, CVPR 2019) split a long tail."""
+    """Accuracy per class, and means over the classes with many (above 100), medium (20 .. 100) and
+    few (below 20) training images, as in Liu et al. (OLTR, CVPR 2019)."""
     confusion, counts = np.asarray(confusion, np.float64), np.asarray(train_counts)
     accuracy = np.diag(confusion) / np.maximum(confusion.sum(1), 1)
     groups = {
@@ -49,11 +58,11 @@ def by_frequency(confusion: Any, train_counts: Any, class_names: Sequence[str]) 
 
 
 def roc_auc(scores: Any, positive: Any) -> float:
-    """Area under the ROC curve of scores [N], with bool[N] of the positives: the probability that a
-    positive is scored above a negative, where a tie counts half. NaN unless there are both."""
+    """Area under the ROC curve for scores [N] and positives bool[N]: the probability that a
+    positive has a higher score than a negative; ties count half. NaN if either is absent."""
     positive = np.asarray(positive, bool)
     _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # tied scores share the mean of theirs
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # ties get their mean rank
     n, others = int(positive.sum()), int((~positive).sum())
     if not n or not others:
         return float("nan")
@@ -61,7 +70,7 @@ def roc_auc(scores: Any, positive: Any) -> float:
 
 
 def macro_roc_auc(logits: Any, labels: Any) -> float:
-    """Of logits [N, K]: of class 1 where there are two, else the mean of one versus the rest."""
+    """AUC for logits [N, K]: of class 1 if K = 2, else the one-versus-rest mean."""
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)
@@ -70,10 +79,10 @@ def macro_roc_auc(logits: Any, labels: Any) -> float:
 
 
 def classification(confusion: Any) -> dict[str, float]:
-    """Accuracy and macro recall, precision and F1 in 0..1, from counts [K, K], labels by rows.
+    """Accuracy and macro recall, precision and F1 in 0..1, from counts [K, K] (rows are labels).
 
-    A class that never occurs has recall 0, one never predicted precision 0, as in scikit-learn
-    with zero_division=0; classes that do neither are left out of the means.
+    As in scikit-learn with zero_division=0, the recall of a class without samples and the precision
+    of a class that is never predicted are 0; a class with neither is left out of the means.
     """
     counts = np.asarray(confusion, np.float64)
     hits, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate from the config, with torch's semantics and the reference's clock."""
+"""Optimizer and learning rate schedule, equal to PyTorch's and to the authors' code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dnrt_jax.config import Config, steps
+from dnrt_jax.config import Config, duration
 
 Schedule = Callable[[Any], Array]  # step -> rate
 
 
 def schedule(optim: Config, total_steps: int, epoch_steps: int) -> Schedule:
-    """The learning rate at a step, f32[], as timm's and torch's schedulers drive the reference.
+    """The learning rate schedule, step -> f32[], as in the authors' code (timm's and torch's).
 
-    The reference updates its scheduler after the optimiser, so step 0 and step 1 both use the
-    scheduler's first value. Its cosine lasts `total - warm-up` steps but its clock does not
-    subtract the warm-up: the curve enters below the peak and rests on the floor at the end.
+    That code updates the scheduler after the optimizer, so steps 0 and 1 both use the first value.
+    Its cosine has a period of `total - warm-up` steps but does not subtract the warm-up from the
+    step: after the warm-up it starts below the peak, and at the end it stays at the minimum.
     """
-    warmup = steps(optim.warmup_epochs, optim.warmup_steps, epoch_steps)
+    warmup = duration(optim.warmup_epochs, optim.warmup_steps, epoch_steps)
 
     def warmed_up(after):
         def rate(step):
@@ -50,7 +50,7 @@ def schedule(optim: Config, total_steps: int, epoch_steps: int) -> Schedule:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """torch's clip_grad_norm_, which adds 1e-6 to the norm it divides by; optax's does not."""
+    """Gradient clipping as torch's clip_grad_norm_: unlike optax, it divides by norm + 1e-6."""
 
     def clip(grads):
         factor = jnp.minimum(max_norm / (optax.tree.norm(grads) + 1e-6), 1)
@@ -60,9 +60,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def create(optim: Config, rate: Schedule | float) -> optax.GradientTransformation:
-    """The optimiser `optim.name`. Weight decay touches every parameter, as in the reference.
-
-    It is part of the gradient (L2) for sgd, adam and rmsprop, and decoupled for adamw.
+    """The optimizer `optim.name`. Weight decay applies to all parameters, as in the authors' code;
+    it is added to the gradient (L2) for sgd, adam and rmsprop, and decoupled for adamw.
     """
     decay = optax.add_decayed_weights(optim.weight_decay)
     adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)

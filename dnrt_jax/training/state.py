@@ -1,4 +1,4 @@
-"""Everything a training step reads and writes, as one pytree."""
+"""The training state: parameters, optimizer state, batch statistics and centroids."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ import optax
 from jax import Array
 
 from dnrt_jax import arr
+from dnrt_jax.runtime.errors import ConfigError
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step i32[]: steps taken. centroids: None where ARR is off."""
+    """step: i32[], number of steps taken. centroids: None if ARR is off."""
 
     step: Array
     params: Any
@@ -22,7 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
     centroids: arr.Centroids | None
 
 
-def create(
+def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     example: Any,
@@ -31,16 +32,18 @@ def create(
     num_classes: int,
     use_arr: bool,
 ) -> TrainState:
-    """A fresh state; `example` has the shapes and dtypes of what the model takes, f32[1, H, W, C].
+    """The initial state; `example` has the shapes and dtypes of a model input, as f32[1, H, W, C].
 
     Raises:
-      ValueError: with `use_arr`, if the model records no responses.
+      ConfigError: with `use_arr`, if the model records no responses.
     """
     variables = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     centroids = None
     if use_arr:
         if not variables.get("responses"):
-            raise ValueError(f"ARR needs recorded responses, {type(model).__name__} has none")
+            raise ConfigError(
+                f"config.arr.weight: ARR needs recorded responses, {type(model).__name__} has none"
+            )
         centroids = arr.init(variables["responses"], num_classes)
     return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), centroids)

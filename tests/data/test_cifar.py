@@ -114,7 +114,7 @@ def test_an_altered_archive_is_refused(tmp_path, monkeypatch):
         (0, "batches.meta.txt", b"one\ntwo\n", "batches.meta.txt: 2 class names instead of 10"),
         (0, "batches.meta.txt", b"a\n" * 10, "batches.meta.txt: 1 class names instead of 10"),
         (1, "data_batch_3", b"garbage", "data_batch_3 cannot be read"),
-        (1, "data_batch_3", pickle.dumps([1]), "data_batch_3 holds no dictionary"),
+        (1, "data_batch_3", pickle.dumps([1]), "data_batch_3 is not a dictionary"),
         (1, "data_batch_3", pickle.dumps({b"data": [1], b"labels": [1]}), "instead of uint8"),
         (1, "batches.meta", pickle.dumps({}), "batches.meta: 0 class names"),
     ],

@@ -152,7 +152,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path, monkeypatch):
     def locked(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(datasets.folder, "is_image_folder", locked)
+    monkeypatch.setattr(datasets.image_folder, "is_image_folder", locked)
     with pytest.raises(DataError, match=r"/pets cannot be read \(Permission denied\)"):
         load("pets", tmp_path)
 

@@ -121,7 +121,7 @@ def test_a_source_knows_its_labels_and_a_part_of_it_is_a_source(tmp_path, packed
     assert part.labels.tolist() == [1, 0]
     assert part[0] == whole[5]
     assert repr(part) == f"Subset of 2 of {whole!r}"
-    decoded = datasets.decode(part, "part", image_size=6, on_error="stop")
+    decoded = datasets.decode_all(part, "part", image_size=6, on_error="stop")
     assert decoded.images[:, 0, 0, 0].tolist() == [52, 1]
 
 

@@ -16,7 +16,7 @@ from dnrt_jax.data.source import Subset
 from dnrt_jax.runtime.errors import DataError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augment.npz")
-KEYS = ("image", "label", "mask")
+KEYS = ("inputs", "label", "mask")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def stream(source, **options):
 
 
 def identities(batches) -> list[int]:
-    return [int(v) // 3 for b in batches for v in b["image"][b["mask"]][:, 0, 0, 0]]
+    return [int(v) // 3 for b in batches for v in b["inputs"][b["mask"]][:, 0, 0, 0]]
 
 
 def equal(a, b) -> bool:
@@ -45,17 +45,17 @@ def equal(a, b) -> bool:
 def test_an_epoch_sees_every_image_once_in_order(source, batch_size):
     batches = list(stream(source, batch_size=batch_size).epoch())
     assert identities(batches) == list(range(21))
-    assert {b["image"].shape for b in batches} == {(batch_size, 6, 6, 3)}
+    assert {b["inputs"].shape for b in batches} == {(batch_size, 6, 6, 3)}
     labels = np.concatenate([b["label"][b["mask"]] for b in batches])
     assert labels.tolist() == [0] * 12 + [1] * 9
     dtypes = {key: batches[0][key].dtype for key in KEYS}
-    assert dtypes == {"image": np.uint8, "label": np.int32, "mask": bool}
+    assert dtypes == {"inputs": np.uint8, "label": np.int32, "mask": bool}
 
 
 def test_the_streamed_split_is_the_one_in_memory(source):
-    in_memory = datasets.decode(source, "set", image_size=32, on_error="stop")
+    in_memory = datasets.decode_all(source, "set", image_size=32, on_error="stop")
     batches = list(stream(source, side=images.eval_side(32), batch_size=7).epoch())
-    np.testing.assert_array_equal(in_memory.images, np.concatenate([b["image"] for b in batches]))
+    np.testing.assert_array_equal(in_memory.images, np.concatenate([b["inputs"] for b in batches]))
     np.testing.assert_array_equal(in_memory.labels, np.concatenate([b["label"] for b in batches]))
 
 
@@ -72,7 +72,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(source):
 def test_the_last_batch_is_filled_up_from_the_epochs_beginning(source):
     batches = list(stream(source, shuffle=True).epoch())
     assert batches[-1]["mask"].tolist() == [True, False, False, False, False]
-    np.testing.assert_array_equal(batches[-1]["image"][1:], batches[0]["image"][:4])
+    np.testing.assert_array_equal(batches[-1]["inputs"][1:], batches[0]["inputs"][:4])
 
 
 CROP = {"crop": loader.RandomResizedCrop(), "shuffle": True, "seed": 3}

@@ -183,5 +183,5 @@ def test_a_prepared_set_goes_to_workers_and_streams(either_dir):
     expected = datasets.load("tfds:tiny", either_dir, "train", image_size=8)
     stream = loader.Stream(pickle.loads(pickle.dumps(source)), batch_size=3, side=6)
     batches = list(stream.epoch())
-    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    images = np.concatenate([batch["inputs"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(images, expected.images)

@@ -15,12 +15,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app
 
 from dnrt_jax import main, train
 from dnrt_jax.runtime import checkpoint, workdir
-from dnrt_jax.training import dispatch as feed
-from dnrt_jax.training import metrics
+from dnrt_jax.tasks import arrays
+from dnrt_jax.training import dispatch, metrics
 
 
 def before(owner, name, action, at=1):
@@ -73,14 +72,19 @@ def half_a_sweep(folder, **_):
 
 def poisoned(change, at):
     """Changes the state, or the batch, that the dispatch from step `at` on gets."""
-    original = feed.ByBatch.run
 
-    def run(self, state, start, count):
-        if start <= at < start + count:
-            state = change(self, state)
-        return original(self, state, start, count)
+    def poison(kind):
+        original = kind.run
 
-    feed.ByBatch.run = run
+        def run(self, state, start, count):
+            if start <= at < start + count:
+                state = change(self, state)
+            return original(self, state, start, count)
+
+        kind.run = run
+
+    for kind in (dispatch.Single, dispatch.Scan):
+        poison(kind)
 
 
 def nan_parameter(_, state):
@@ -91,15 +95,21 @@ def nan_parameter(_, state):
 
 def bad_label_at(step):
     """Labels of -1 in the batch of one step, which JAX's cross-entropy takes for the last class."""
-    original = feed._drawn
+    original = arrays.Arrays._draw
 
-    def drawn(split, config, start):
-        for i, batch in enumerate(original(split, config, start)):
+    def drawn(self, batch_size, seed, start):
+        for i, batch in enumerate(original(self, batch_size, seed, start)):
             if start + i == step:
                 batch["label"] = np.full_like(batch["label"], -1)
             yield batch
 
-    feed._drawn = drawn
+    arrays.Arrays._draw = drawn
+
+
+def in_dispatch(action, at):
+    """Calls `action` before the `at`-th dispatch of either kind."""
+    before(dispatch.Single, "run", action, at)
+    before(dispatch.Scan, "run", action, at)
 
 
 def full_disk(owner, name, at):
@@ -113,7 +123,7 @@ def clock_and_host():
     """A clock that goes back by a day, again in the middle of training, and another host."""
     now, days = time.time, [1]
     time.time = lambda: now() - 86400 * days[0]
-    before(feed.ByBatch, "run", lambda: days.append(days.pop() + 1), 3)
+    in_dispatch(lambda: days.append(days.pop() + 1), 3)
     socket.gethostname = lambda: "elsewhere"
 
 
@@ -137,11 +147,11 @@ FAULTS = {
     "kill before rename": lambda: before(Path, "replace", die, 7),
     "kill in verify": lambda: before(checkpoint, "verify", die, 2),
     "kill in sweep": lambda: setattr(shutil, "rmtree", half_a_sweep),
-    "stop in compile": lambda: before(train, "evaluator", ask_to_stop),
-    "stop in step": lambda: before(feed.ByBatch, "run", ask_to_stop, 3),
+    "stop in compile": lambda: before(train, "calendar_of", ask_to_stop),
+    "stop in step": lambda: in_dispatch(ask_to_stop, 3),
     "stop in evaluation": lambda: before(metrics, "classification", ask_to_stop),
     "stop in save": lambda: before(checkpoint, "_checksums", ask_to_stop),
-    "interrupt in step": lambda: before(feed.ByBatch, "run", lambda: ask_to_stop(signal.SIGINT), 3),
+    "interrupt in step": lambda: in_dispatch(lambda: ask_to_stop(signal.SIGINT), 3),
     "stop twice": lambda: before(checkpoint, "_checksums", twice, 3),
     "nan parameter": lambda: poisoned(nan_parameter, 12),
     "bad label": lambda: bad_label_at(12),
@@ -154,4 +164,4 @@ FAULTS = {
 
 if __name__ == "__main__":
     FAULTS[sys.argv.pop(1)]()
-    app.run(main.main, flags_parser=main._parse)
+    main.main()

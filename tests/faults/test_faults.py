@@ -64,10 +64,33 @@ def run(start):
 
 
 @pytest.fixture(scope="module")
-def whole(run, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert run("none", workdir)[0] == 0
-    return workdir
+def undisturbed(run, tmp_path_factory):
+    """undisturbed(dispatch) -> the folder of a run that nothing happens to."""
+    folders = {}
+
+    def get(dispatch):
+        if dispatch not in folders:
+            folders[dispatch] = tmp_path_factory.mktemp(dispatch) / "run"
+            flag = f"--config.train.dispatch={dispatch}"
+            assert run("none", folders[dispatch], flag)[0] == 0
+        return folders[dispatch]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    return undisturbed("auto")
+
+
+def cases(*rows):
+    """Each case with one step in a dispatch, as here by itself, and with many; the first on every
+    run of the tests, the others with the long ones. `test_main.py` kills and stops both kinds."""
+    return [
+        pytest.param(*row, dispatch, marks=[] if (i, dispatch) == (0, "auto") else pytest.mark.slow)
+        for dispatch in ("auto", "scan")
+        for i, row in enumerate(rows)
+    ]
 
 
 def steps(workdir):
@@ -79,53 +102,61 @@ def errors_of(text):
 
 
 @pytest.mark.parametrize(
-    "stage", ["in arrays", "before manifest", "before rename", "in verify", "in sweep"]
+    ("stage", "dispatch"),
+    cases(["before manifest"], ["in arrays"], ["before rename"], ["in verify"], ["in sweep"]),
 )
-def test_a_kill_during_a_save_loses_nothing_that_was_saved(whole, run, tmp_path, stage):
-    workdir = tmp_path / "run"
-    assert run(f"kill {stage}", workdir)[0] == -signal.SIGKILL
+def test_a_kill_during_a_save_loses_nothing_that_was_saved(
+    undisturbed, run, tmp_path, stage, dispatch
+):
+    workdir, flag = tmp_path / "run", f"--config.train.dispatch={dispatch}"
+    assert run(f"kill {stage}", workdir, flag)[0] == -signal.SIGKILL
     assert steps(workdir)  # the previous step was never gone
-    status, errors = run("none", workdir)
+    status, errors = run("none", workdir, flag)
     assert status == 0, errors
+    whole = undisturbed(dispatch)
     assert_same_run(whole, workdir)
     names = lambda folder: sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names(workdir) == names(whole)  # leftovers are swept
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(whole, start, run, tmp_path):
-    moments = random.Random(1)
+@pytest.mark.parametrize("dispatch", ["single", "scan"])
+def test_killed_at_twenty_random_moments(undisturbed, start, run, tmp_path, dispatch):
+    moments, flag = random.Random(1), f"--config.train.dispatch={dispatch}"
     for _ in range(20):
-        process = start("none", tmp_path / "run")
+        process = start("none", tmp_path / "run", flag)
         time.sleep(moments.uniform(0, 14))
         process.kill()
         process.communicate()
-    assert run("none", tmp_path / "run")[0] == 0
-    assert_same_run(whole, tmp_path / "run")
+    assert run("none", tmp_path / "run", flag)[0] == 0
+    assert_same_run(undisturbed(dispatch), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("fault", "number"),
-    [
-        ("stop in compile", signal.SIGTERM),
-        ("stop in step", signal.SIGTERM),
-        ("stop in evaluation", signal.SIGTERM),
-        ("stop in save", signal.SIGTERM),
-        ("interrupt in step", signal.SIGINT),
-    ],
+    ("fault", "number", "dispatch"),
+    cases(
+        ["stop in step", signal.SIGTERM],
+        ["stop in compile", signal.SIGTERM],
+        ["stop in evaluation", signal.SIGTERM],
+        ["stop in save", signal.SIGTERM],
+        ["interrupt in step", signal.SIGINT],
+    ),
 )
-def test_a_signal_saves_and_the_next_start_goes_on(whole, run, tmp_path, fault, number):
-    workdir = tmp_path / "run"
-    status, errors = run(fault, workdir)
+def test_a_signal_saves_and_the_next_start_goes_on(
+    undisturbed, run, tmp_path, fault, number, dispatch
+):
+    workdir, flag = tmp_path / "run", f"--config.train.dispatch={dispatch}"
+    status, errors = run(fault, workdir, flag)
     ended = time.time()
     assert status == 128 + number, errors
     sent = float(re.search(r"signal ([\d.]+)", errors)[1])
     print(f"{fault}: {ended - sent:.2f} s from the signal to the end")
     assert steps(workdir)
-    assert run("none", workdir)[0] == 0
-    assert_same_run(whole, workdir)
+    assert run("none", workdir, flag)[0] == 0
+    assert_same_run(undisturbed(dispatch), workdir)
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_the_older_step_serves(whole, run, tmp_path):
     workdir = tmp_path / "run"
     assert run("stop twice", workdir)[0] == 128 + signal.SIGTERM
@@ -145,8 +176,14 @@ def finite(workdir):
     ("fault", "flags", "cause"),
     [
         ("nan parameter", (), "loss_ce is not finite at step 13"),
-        ("bad label", (), "loss_arr is not finite at step 13"),
-        ("none", ("--config.optim.lr=1e30", "--config.optim.clip=0"), "is not finite at step"),
+        ("nan parameter", ("--config.train.dispatch=scan",), "loss_ce is not finite at step 13"),
+        pytest.param("bad label", (), "loss_arr is not finite", marks=pytest.mark.slow),
+        pytest.param(
+            "none",
+            ("--config.optim.lr=1e30", "--config.optim.clip=0"),
+            "is not finite at step",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(run, tmp_path, fault, flags, cause):
@@ -155,11 +192,12 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(run, tmp_path, faul
     assert status == 1
     (line,) = errors_of(errors)
     assert cause in line
-    assert "the last checkpoint is whole" in line
+    assert "the last checkpoint is intact" in line
     if steps(workdir):
         assert finite(workdir)[0]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_can_be_skipped_up_to_a_cap(run, tmp_path):
     flag = "--config.train.on_nonfinite=skip"
     status, errors = run("bad label", tmp_path / "skipped", flag)
@@ -174,11 +212,14 @@ def test_a_step_that_is_not_finite_can_be_skipped_up_to_a_cap(run, tmp_path):
     assert "more than config.train.max_skipped=1" in errors_of(errors)[0]
     status, errors = run("nan parameter", tmp_path / "unsaved", flag)
     assert status == 1
-    assert "step 15: a parameter or a mean is not finite; not saved" in errors_of(errors)[0]
+    assert (
+        "step 15: a parameter or class mean is not finite; no checkpoint was saved"
+        in errors_of(errors)[0]
+    )
     assert finite(tmp_path / "unsaved")[0]
 
 
-@pytest.mark.parametrize("moment", ["save", "record"])
+@pytest.mark.parametrize("moment", ["save", pytest.param("record", marks=pytest.mark.slow)])
 def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_serves(whole, run, tmp_path, moment):
     workdir = tmp_path / "run"
     status, errors = run(f"disk full at {moment}", workdir)
@@ -188,6 +229,7 @@ def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_serves(whole, run,
     assert_same_run(whole, workdir)
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(run, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -221,6 +263,7 @@ def test_a_folder_that_cannot_be_written_is_answered(run):
     assert "--workdir=/proc/dnrt_jax" in errors_of(errors)[0]
 
 
+@pytest.mark.slow
 def test_a_torn_record_is_repaired_once(whole, start, run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -232,6 +275,7 @@ def test_a_torn_record_is_repaired_once(whole, start, run, tmp_path):
     assert_same_run(whole, workdir)
 
 
+@pytest.mark.slow
 def test_another_clock_host_and_place_change_nothing(whole, run, tmp_path):
     assert run("stop in step", tmp_path / "here")[0] == 128 + signal.SIGTERM
     shutil.move(tmp_path / "here", tmp_path / "there")
@@ -239,6 +283,7 @@ def test_another_clock_host_and_place_change_nothing(whole, run, tmp_path):
     assert_same_run(whole, tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_a_corrupt_compilation_cache_is_compiled_again(whole, run, cache, tmp_path):
     damaged = tmp_path / "cache"
     shutil.copytree(cache, damaged)
@@ -261,6 +306,7 @@ def test_memory_does_not_grow(start, tmp_path):
     assert found[2000] <= 1.02 * found[500], errors
 
 
+@pytest.mark.slow
 def test_the_lock_dies_with_its_process(start, run, tmp_path):
     process = start("none", tmp_path / "run")
     while not (tmp_path / "run" / ".lock").exists():

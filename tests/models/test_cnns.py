@@ -145,11 +145,11 @@ def test_only_the_blocks_of_resnet_change_their_activation():
         ("vgg11", {"image_size": 16}, "image_size is too small"),
         ("alexnet", {"image_size": 32}, "image_size is too small"),
         ("alexnet", {"widths": (8, 8)}, "one width for each of 5"),
-        ("resnet18", {"stage_sizes": (3, 4)}, "give each one value a stage"),
-        ("cifar_mobilenet", {"widths": (8, 16)}, "give each one value a stage"),
-        ("mobilenet_v2", {"strides": (1, 2)}, "give each one value a stage"),
-        ("shufflenet_v1", {"stage_sizes": (4,)}, "give each one value a stage"),
-        ("shufflenet_v2_x1_0", {"stage_sizes": (4,)}, "give each one value a stage"),
+        ("resnet18", {"stage_sizes": (3, 4)}, "give each one value per stage"),
+        ("cifar_mobilenet", {"widths": (8, 16)}, "give each one value per stage"),
+        ("mobilenet_v2", {"strides": (1, 2)}, "give each one value per stage"),
+        ("shufflenet_v1", {"stage_sizes": (4,)}, "give each one value per stage"),
+        ("shufflenet_v2_x1_0", {"stage_sizes": (4,)}, "give each one value per stage"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(name, kwargs, message):

@@ -13,8 +13,8 @@ import pytest
 from flax import traverse_util
 
 from dnrt_jax import arr, models
-from dnrt_jax.runtime import sharding as parallel
 from dnrt_jax.runtime.errors import ModelError
+from dnrt_jax.runtime.sharding import make_mesh, replicated, split
 
 NUM_CLASSES, BATCH = 3, 16
 
@@ -194,13 +194,23 @@ def test_evaluation_is_deterministic_and_knows_one_image_at_a_time(name):
     )
 
 
-@pytest.mark.parametrize("name", ZOO)
+def by_architecture():
+    """Every model: on each run of the tests one of each architecture, the others with the long."""
+    seen, found = set(), []
+    for name in ZOO:
+        architecture = type(models.create(name, num_classes=1))
+        found.append(pytest.param(name, marks=pytest.mark.slow) if architecture in seen else name)
+        seen.add(architecture)
+    return found
+
+
+@pytest.mark.parametrize("name", by_architecture())
 def test_eight_devices_equal_one(name):
     c = tiny(name)
-    mesh = parallel.mesh()
+    mesh = make_mesh()
     assert mesh.size == 8
-    state = jax.device_put((c.variables, c.centroids), parallel.replicated(mesh))
-    batch = jax.device_put((c.images, c.labels), parallel.split(mesh))
+    state = jax.device_put((c.variables, c.centroids), replicated(mesh))
+    batch = jax.device_put((c.images, c.labels), split(mesh))
     eight = jitted(c.model)(*state, *batch, jax.random.key(0))
     for part, one in outcome(c.model).items():
         largest = max((np.abs(x).max() for x in jax.tree.leaves(one)), default=0)
@@ -208,7 +218,7 @@ def test_eight_devices_equal_one(name):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest, err_msg=part)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", by_architecture())
 def test_bfloat16_trains_float32_parameters(name):
     exact = outcome(tiny(name).model)
     rough = outcome(tiny(name, dtype=jnp.bfloat16).model)

@@ -68,7 +68,9 @@ ZOO = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [n if i == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(ZOO)]
+)
 def test_forward_mode_goes_through_a_transformer_that_is_not_fused(name):
     with jax.enable_x64(True):
         fused = models.create(name, num_classes=3, **ZOO[name])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax.runtime import checkpoint
-from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax.runtime.sharding import make_mesh, replicated
 
 
 class Pair(NamedTuple):  # fields that are not in alphabetical order
@@ -36,7 +36,7 @@ def shifted(state, by):
 
 
 def target(state):
-    whole = parallel.replicated(parallel.mesh())
+    whole = replicated(make_mesh())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
 
 

@@ -9,7 +9,7 @@ from dnrt_jax.runtime.flops import (
     PEAK_FLOPS,
     MultiplyAccumulates,
     multiply_accumulates,
-    of_image,
+    of_image_model,
     utilization,
 )
 
@@ -44,7 +44,7 @@ def test_a_convolution_by_groups(groups, expected):
 
 def test_resnet18_as_published():
     model = models.create("resnet18", num_classes=1000, act="relu")
-    assert of_image(model, (1, 224, 224, 3)).total == 1_814_073_344  # torchvision's page: 1.81 G
+    assert of_image_model(model).total == 1_814_073_344  # torchvision's page: 1.81 G
 
 
 def test_utilization_counts_three_passes_over_all_devices(monkeypatch):
@@ -59,4 +59,4 @@ def test_a_training_step_takes_three_forward_passes():
     variables = model.init(jax.random.key(0), jnp.zeros(shape))
     loss = lambda variables, x: model.apply(variables, x).sum()
     counted = multiply_accumulates(jax.grad(loss), variables, jnp.zeros(shape)).total
-    assert counted == pytest.approx(3 * of_image(model, shape).total, rel=0.02)
+    assert counted == pytest.approx(3 * of_image_model(model).total, rel=0.02)

@@ -127,6 +127,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on_elsewhere(alone, tmp_path):
     same(workdir, alone)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_on_all(alone, tmp_path):
     workdir = tmp_path / "run"
     running = start(workdir, 2, 1)

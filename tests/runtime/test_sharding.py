@@ -5,13 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnrt_jax import arr
-from dnrt_jax import config as schema
-from dnrt_jax import experiment as problem
+from dnrt_jax import arr, experiment
 from dnrt_jax.benchmark.scaling import collectives
+from dnrt_jax.config import default, validate
 from dnrt_jax.data.datasets import Dataset
-from dnrt_jax.runtime import sharding as parallel
-from dnrt_jax.training import dispatch as feed
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.sharding import (
+    check_batch,
+    make_mesh,
+    replicated,
+    split,
+    state_shardings,
+)
+from dnrt_jax.tasks.image_classification import ImageClassification
 
 VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 CNN = {"name": "cifar_resnet32", "stage_sizes": (1, 1), "widths": (8, 16)}
@@ -19,7 +25,7 @@ STEPS = 50
 
 
 def config_of(model, **values):
-    c = schema.default()
+    c = default()
     c.model.update(model)
     c.data.update({"image_size": 8, "eval_resize": 8, "flip": 0.5, "crop": "pad", "pad": 1})
     c.train.update({"batch_size": 16, "steps": STEPS})
@@ -28,23 +34,22 @@ def config_of(model, **values):
     for name, value in values.items():
         section, key = name.split("__")
         c[section][key] = value
-    schema.validate(c)
+    validate(c)
     return c
 
 
-def train(config, devices, steps=STEPS):
-    """(final state, losses of each step) on the first `devices` devices."""
+def train(config, devices, steps=STEPS, name="loss"):
+    """(final state, `name` of each step) on the first `devices` devices."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 56).astype(np.int32)
     images = rng.integers(0, 128, (56, 8, 8, 1)) + 40 * labels[:, None, None, None]
     data = Dataset(images.astype(np.uint8), labels, ("a", "b", "c"))
-    described = problem.build(config, data, data, parallel.mesh(jax.devices()[:devices]))
-    fns = problem.programs(described)
-    images = feed.training(data, config, fns.step, fns.shapes)
-    state, losses = fns.create(), []
+    task = ImageClassification(config, data, data)
+    built = experiment.build(config, task, make_mesh(jax.devices()[:devices]))
+    dispatch, state, losses = built.dispatch(), built.create(), []
     for start in range(0, steps, 4):  # of four steps an epoch
-        state, values = images.run(state, start, min(4, steps - start))
-        losses += values["loss"].tolist()
+        state, values = dispatch.run(state, start, min(4, steps - start))
+        losses += values[name].tolist()
     return jax.device_get(state), np.asarray(losses)
 
 
@@ -65,11 +70,15 @@ def largest_difference(one, two):
     return max(np.abs(np.asarray(a, float) - np.asarray(b, float)).max() for a, b in pairs)
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-@pytest.mark.parametrize(("name", "model"), [("vit", VIT), ("cnn", CNN)])
 @pytest.mark.parametrize(
-    "devices",
-    [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8],
+    ("devices", "name", "model", "fsdp"),
+    [
+        pytest.param(devices, name, model, fsdp, marks=[] if quick else pytest.mark.slow)
+        for devices in (2, 4, 8)
+        for name, model in (("vit", VIT), ("cnn", CNN))
+        for fsdp in (False, True)
+        for quick in [(devices, fsdp) == (8, name == "vit")]
+    ],
 )
 def test_many_devices_equal_one(alone, devices, name, model, fsdp):
     state, losses = train(config_of(model, parallel__fsdp=fsdp), devices)
@@ -80,25 +89,31 @@ def test_many_devices_equal_one(alone, devices, name, model, fsdp):
 
 def test_fsdp_splits_parameters_optimiser_and_centroids():
     shapes = {"kernel": jnp.zeros((48, 64)), "bias": jnp.zeros(6), "step": jnp.int32(0)}
-    mesh = parallel.mesh()
-    placed = parallel.state_shardings(mesh, shapes, True)
+    mesh = make_mesh()
+    placed = state_shardings(mesh, shapes, True)
     assert placed["kernel"].shard_shape((48, 64)) == (48, 8)
-    assert placed["bias"] == placed["step"] == parallel.replicated(mesh)
-    placed = parallel.state_shardings(mesh, shapes, False)
-    assert set(placed.values()) == {parallel.replicated(mesh)}
+    assert placed["bias"] == placed["step"] == replicated(mesh)
+    placed = state_shardings(mesh, shapes, False)
+    assert set(placed.values()) == {replicated(mesh)}
 
 
 # ARR's gradient is a sign: where a response meets its mean, the last digit of a sum decides it.
 # With parts on several devices that happens after some twenty steps; without ARR it never does.
 @pytest.mark.parametrize(
-    ("arr_weight", "steps", "relative"), [(20.0, 20, 1e-6), (0.0, STEPS, 1e-5)]
+    ("rule", "arr_weight", "steps", "relative"),
+    [
+        ("sequential", 20.0, 20, 1e-6),
+        ("centroid", 20.0, 20, 1e-6),
+        pytest.param("sequential", 0.0, STEPS, 1e-5, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("devices", [1, 4])
-def test_accumulation_is_the_large_batch(devices, arr_weight, steps, relative):
-    whole = config_of(VIT, arr__weight=arr_weight)
-    parts = config_of(VIT, arr__weight=arr_weight, train__accumulate=4)
-    expected, expected_losses = train(whole, 1, steps)
-    state, losses = train(parts, devices, steps)
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_accumulation_is_the_large_batch(devices, rule, arr_weight, steps, relative):
+    whole = config_of(VIT, arr__weight=arr_weight, arr__rule=rule)
+    parts = config_of(VIT, arr__weight=arr_weight, arr__rule=rule, train__accumulate=4)
+    name = "loss_arr" if arr_weight else "loss"
+    expected, expected_losses = train(whole, 1, steps, name)
+    state, losses = train(parts, devices, steps, name)
     np.testing.assert_allclose(losses, expected_losses, rtol=relative)
     assert largest_difference(state.params, expected.params) < 1e-4
     if arr_weight:
@@ -106,8 +121,8 @@ def test_accumulation_is_the_large_batch(devices, arr_weight, steps, relative):
 
 
 def test_a_batch_that_does_not_divide_is_answered_with_one_that_does():
-    with pytest.raises(ValueError, match="batch_size=20 does not divide over 8 devices; try 16"):
-        parallel.check_batch("train.batch_size", 20, 8)
+    with pytest.raises(ConfigError, match="batch_size=20 does not divide over 8 devices; try 16"):
+        check_batch("train.batch_size", 20, 8)
 
 
 K, J, D, B = 1000, 12, 192, 64
@@ -115,14 +130,14 @@ K, J, D, B = 1000, 12, 192, 64
 
 def moved_bytes(rule):
     """Bytes in the results of every collective of the compiled update, by kind."""
-    mesh = parallel.mesh()
-    whole, split = parallel.replicated(mesh), parallel.split(mesh)
+    mesh = make_mesh()
+    whole, parts = replicated(mesh), split(mesh)
     place = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
-    responses = tuple(jax.ShapeDtypeStruct((B, D), jnp.float32, sharding=split) for _ in range(J))
+    responses = tuple(jax.ShapeDtypeStruct((B, D), jnp.float32, sharding=parts) for _ in range(J))
     centroids = jax.tree.map(
         lambda x: place(x, whole), jax.eval_shape(lambda r: arr.init(r, K), responses)
     )
-    labels = jax.ShapeDtypeStruct((B,), jnp.int32, sharding=split)
+    labels = jax.ShapeDtypeStruct((B,), jnp.int32, sharding=parts)
 
     def step(centroids, responses, labels):
         targets, centroids = arr.update(centroids, responses, labels, momentum=0.1, rule=rule)

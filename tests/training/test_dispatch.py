@@ -2,10 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from dnrt_jax import config as schema
-from dnrt_jax import experiment as problem
-from dnrt_jax.data import datasets
-from dnrt_jax.training import dispatch as feed
+from dnrt_jax import experiment
+from dnrt_jax.config import default, validate
+from dnrt_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def config(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 128, (8, 8, 3), np.uint8) + np.uint8(100 * (i % 2))
             Image.fromarray(pixels).save(path)
-    c = schema.default()
+    c = default()
     c.data.update(
         {"name": "pets", "dir": str(root), "image_size": 8, "eval_resize": 8, "flip": 0.5}
     )
@@ -36,19 +35,18 @@ def changed(config, **values):
     for name, value in values.items():
         section, key = name.split("__")
         c[section][key] = value
-    schema.validate(c)
+    validate(c)
     return c
 
 
 def train(config):
-    described = problem.load(config)
-    fns = problem.programs(described)
-    images = feed.training(described.train, config, fns.step, fns.shapes)
-    state, losses = fns.create(), []
-    for start in (0, 3):  # three steps an epoch
-        state, values = images.run(state, start, 3)
+    """(experiment, state and losses of six steps, of three an epoch)"""
+    built = experiment.load(config)
+    dispatch, state, losses = built.dispatch(), built.create(), []
+    for start in (0, 3):
+        state, values = dispatch.run(state, start, 3)
         losses += values["loss"].tolist()
-    return described, state, losses
+    return built, state, losses
 
 
 @pytest.fixture(scope="module")
@@ -61,46 +59,68 @@ def streamed(config):
     return train(changed(config, data__loader="stream"))
 
 
+def evaluate(built, state):
+    return built.task.evaluator(built.model, built.mesh)(state)
+
+
 def test_a_stream_trains_and_evaluates_as_memory_does(in_memory, streamed):
-    (described, state, losses), (streamed, _, stream_losses) = in_memory, streamed
-    assert isinstance(described.train, datasets.Dataset)
-    assert not isinstance(streamed.train, datasets.Dataset)
+    (built, state, losses), (other, _, stream_losses) = in_memory, streamed
+    assert built.task.on_device(built.mesh) is not None
+    assert other.task.on_device(other.mesh) is None
     np.testing.assert_allclose(stream_losses, losses, rtol=1e-4)
-    ours, theirs = problem.evaluator(described)(state), problem.evaluator(streamed)(state)
+    ours, theirs = evaluate(built, state), evaluate(other, state)
     assert ours.pop("confusion").sum() == theirs.pop("confusion").sum() == 11
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-def test_many_steps_a_dispatch_train_as_one_by_one(in_memory):
-    described, _, losses = in_memory
-    fns = problem.programs(described)
-    images = feed.FromMemory(described.train, described.config, fns.step, fns.shapes)
-    state, values = images.run(fns.create(), 0, 2)
+def test_many_steps_a_dispatch_train_as_one_by_one(config, in_memory):
+    _, _, losses = in_memory
+    built = experiment.load(changed(config, train__dispatch="scan"))
+    dispatch = built.dispatch()
+    state, values = dispatch.run(built.create(), 0, 2)
     assert values["loss"].shape == (2,)
-    state, more = images.run(state, 2, 1)
+    state, more = dispatch.run(state, 2, 1)
     np.testing.assert_allclose([*values["loss"], *more["loss"]], losses[:3], rtol=1e-4)
 
 
+def test_a_stream_cannot_be_scanned(config):
+    c = changed(config, train__dispatch="scan", data__loader="stream")
+    with pytest.raises(
+        UserError, match=r"config.train.dispatch='scan': the data set is not in device memory"
+    ):
+        experiment.load(c).dispatch()
+
+
 def test_a_stream_goes_on_where_a_run_was_stopped(streamed):
-    described, _, losses = streamed
-    fns = problem.programs(described)
-    first = feed.training(described.train, described.config, fns.step, fns.shapes)
-    state, _ = first.run(fns.create(), 0, 2)
-    second = feed.training(described.train, described.config, fns.step, fns.shapes)
-    _, values = second.run(state, 2, 1)
+    built, _, losses = streamed
+    state, _ = built.dispatch().run(built.create(), 0, 2)
+    _, values = built.dispatch().run(state, 2, 1)
     assert values["loss"].tolist() == losses[2:3]
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 24])
 def test_evaluation_sees_every_image_once_whatever_the_batch(config, batch_size):
     for loader in ("memory", "stream"):
-        c = changed(config, eval__batch_size=batch_size, data__loader=loader)
-        described = problem.load(c)
+        built = experiment.load(changed(config, data__loader=loader))
         labels = [
             np.asarray(batch["label"])[np.asarray(batch["mask"])]
-            for batch in feed.test_batches(described.test, c, described.mesh)()
+            for batch in built.task._test.batches(batch_size, built.mesh)
         ]
         assert sorted(np.concatenate(labels)) == [0] * 6 + [1] * 5
+
+
+def test_a_batch_larger_than_the_split_takes_no_more_rows_than_it_needs(config):
+    built = experiment.load(config)
+    (batch,) = built.task._test.batches(4096, built.mesh)
+    assert batch["mask"].shape == (64,)  # eight rows a device
+
+
+def test_held_out_images_choose_and_are_not_trained_on(config):
+    built = experiment.load(changed(config, data__valid_fraction=0.2))
+    assert built.task.num_train == 17
+    values = evaluate(built, built.create())
+    assert values.keys() >= {"valid/acc", "test/acc"}
+    assert "17 training, 4 validation and 11 test images" in built.task.description
 
 
 def test_mixing_and_smoothing_train_with_soft_labels(config, in_memory):
@@ -121,5 +141,5 @@ def test_mixing_and_smoothing_train_with_soft_labels(config, in_memory):
     ],
 )
 def test_what_cannot_be_is_one_line(config, values, said):
-    with pytest.raises(ValueError, match=said):
-        problem.load(changed(config, **values))
+    with pytest.raises(UserError, match=said):
+        experiment.load(changed(config, **values))

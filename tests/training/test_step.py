@@ -5,11 +5,13 @@ import optax
 import pytest
 from golden_files import assert_close, below, load
 
-from dnrt_jax import config, convert, models
-from dnrt_jax.runtime import sharding as parallel
+from dnrt_jax import convert, models
+from dnrt_jax.config import default
+from dnrt_jax.runtime.sharding import make_mesh, replicated, split
 from dnrt_jax.training import optim
-from dnrt_jax.training import state as train_state
-from dnrt_jax.training import step as steps
+from dnrt_jax.training.dispatch import train_steps
+from dnrt_jax.training.state import create_state
+from dnrt_jax.training.step import TrainStep, eval_step
 
 TINY = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 CLASSES = 4
@@ -24,7 +26,7 @@ def test_36_steps_are_the_authors_trajectory():
     hyper = {k: golden[k].item() for k in golden if golden[k].ndim == 0}
     kwargs = {"num_classes": 7, "act": "raa", "image_size": 16, "patch_size": 4}
     kwargs |= {"embed_dim": 32, "depth": 3, "num_heads": 2}
-    c = config.default()
+    c = default()
     c.arr.weight, c.arr.momentum = hyper["arr_coef"], hyper["momentum"]
     c.optim.update({k: hyper[k] for k in ("lr", "min_lr", "warmup_lr", "weight_decay", "clip")})
     c.optim.warmup_epochs = float(hyper["warmup_epochs"])
@@ -35,7 +37,7 @@ def test_36_steps_are_the_authors_trajectory():
         model = models.create("vit_tiny_patch4_32", **kwargs)
         rate = optim.schedule(c.optim, total, epoch_steps)
         tx = optim.create(c.optim, rate)
-        state = train_state.create(
+        state = create_state(
             model, tx, jnp.zeros((1, 16, 16, 3)), jax.random.key(0), num_classes=7, use_arr=True
         )
         params = convert.from_torch(below(golden, "param0"), "vit_tiny_patch4_32", **kwargs)[
@@ -44,12 +46,12 @@ def test_36_steps_are_the_authors_trajectory():
         means = jax.tree.map(lambda x: x.astype(jnp.float64), state.centroids.mean)
         centroids = state.centroids._replace(mean=means)
         state = state.replace(params=params, opt_state=tx.init(params), centroids=centroids)
-        step = jax.jit(steps.train_step(model, tx, c, as_is, [], jax.random.key(0)))
+        step = jax.jit(TrainStep(model, tx, c, as_is, [], jax.random.key(0)))
         log = {name: [] for name in ("loss_ce", "loss_arr", "loss", "grad_norm")}
         for i in range(total):
             rows = slice(i % epoch_steps * batch_size, (i % epoch_steps + 1) * batch_size)
             label = golden["labels"][rows].astype(np.int32)
-            batch = {"image": golden["images"][rows], "label": label, "mask": np.ones(8, bool)}
+            batch = {"inputs": golden["images"][rows], "label": label, "mask": np.ones(8, bool)}
             state, values = step(state, batch)
             for name, column in log.items():
                 column.append(values[name])
@@ -63,13 +65,13 @@ def test_36_steps_are_the_authors_trajectory():
 
 
 def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
-    c = config.default()
+    c = default()
     c.arr.weight = arr_weight
     model = models.create(
         "vit_tiny_patch4_32", num_classes=CLASSES, act=act, drop_rate=drop, **TINY
     )
     tx = optim.create(c.optim, lr)
-    state = train_state.create(
+    state = create_state(
         model,
         tx,
         jnp.zeros((1, 8, 8, 3)),
@@ -77,13 +79,13 @@ def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
         num_classes=CLASSES,
         use_arr=arr_weight > 0,
     )
-    return model, steps.train_step(model, tx, c, as_is, [], jax.random.key(1)), state, c
+    return model, TrainStep(model, tx, c, as_is, [], jax.random.key(1)), state, c
 
 
 def batch_of(size, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        "image": rng.standard_normal((size, 8, 8, 3), np.float32),
+        "inputs": rng.standard_normal((size, 8, 8, 3), np.float32),
         "label": rng.integers(0, CLASSES, size).astype(np.int32),
         "mask": np.ones(size, bool),
     }
@@ -104,7 +106,7 @@ def test_padding_changes_nothing(plain):
     batch = batch_of(16)
     batch["mask"][10:] = False
     other = {k: v.copy() for k, v in batch.items()}
-    other["image"][10:] = 7.0
+    other["inputs"][10:] = 7.0
     other["label"][10:] = 3
     first, second = step(state, batch), step(state, other)
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -115,12 +117,12 @@ def test_padding_changes_nothing(plain):
     assert_same(after.centroids, first[0].centroids)
 
 
-@pytest.mark.parametrize("poison", ["image", "params"])
+@pytest.mark.parametrize("poison", ["inputs", "params"])
 def test_a_step_that_is_not_finite_changes_nothing(plain, poison):
     _, step, state, _ = plain
     batch = batch_of(16)
-    if poison == "image":
-        batch["image"][3] = np.nan
+    if poison == "inputs":
+        batch["inputs"][3] = np.nan
     else:
         head = {"head": jax.tree.map(lambda x: x * np.inf, state.params["head"])}
         state = state.replace(params=state.params | head)
@@ -136,8 +138,7 @@ def test_many_steps_a_dispatch_are_single_steps_whatever_the_count(plain):
     data = {k: v for k, v in batch_of(32).items() if k != "mask"}
     indices = rng.integers(0, 32, (4, 16)).astype(np.int32)
     mask = np.ones((4, 16), bool)
-    split = parallel.split(parallel.mesh())
-    run = jax.jit(steps.train_steps(step, split))
+    run = jax.jit(train_steps(step, split(make_mesh())))
     four, log = run(state, data, indices, mask, 4)
     one = state
     for i in range(4):
@@ -146,12 +147,11 @@ def test_many_steps_a_dispatch_are_single_steps_whatever_the_count(plain):
     assert log["loss"].shape == (4,)
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3])
+@pytest.mark.parametrize("drop", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_eight_devices_equal_one(drop):
     _, step, state, _ = build(drop=drop)
-    mesh = parallel.mesh()
-    whole, split = parallel.replicated(mesh), parallel.split(mesh)
-    one, eight = jax.jit(step), jax.jit(step, in_shardings=(whole, split))
+    mesh = make_mesh()
+    one, eight = jax.jit(step), jax.jit(step, in_shardings=(replicated(mesh), split(mesh)))
     a, b = state, state
     for i in range(3):
         (a, values_a), (b, values_b) = one(a, batch_of(16, i)), eight(b, batch_of(16, i))
@@ -170,7 +170,7 @@ def test_without_arr_there_are_no_centroids_and_no_loss_arr():
 def test_evaluation_counts_each_row_once_and_leaves_the_means(plain):
     model, step, state, c = plain
     state, _ = step(state, batch_of(16))
-    evaluate = jax.jit(steps.eval_step(model, c.arr, lambda images: images, CLASSES))
+    evaluate = jax.jit(eval_step(model, c.arr, lambda images: images, CLASSES))
     batch = batch_of(16, seed=3)
     whole = evaluate(state, batch)
     first = np.arange(16) < 9
@@ -193,21 +193,21 @@ def test_training_lowers_the_loss(plain):
 
 
 def test_bfloat16_computes_and_float32_keeps():
-    c = config.default()
+    c = default()
     model = models.create("vit_tiny_patch4_32", num_classes=CLASSES, dtype=jnp.bfloat16, **TINY)
     tx = optim.create(c.optim, 1e-3)
-    state = train_state.create(
+    state = create_state(
         model, tx, jnp.zeros((1, 8, 8, 3)), jax.random.key(0), num_classes=CLASSES, use_arr=True
     )
-    state, values = jax.jit(steps.train_step(model, tx, c, as_is, [], jax.random.key(1)))(
+    state, values = jax.jit(TrainStep(model, tx, c, as_is, [], jax.random.key(1)))(
         state, batch_of(8)
     )
     dtypes = {x.dtype for x in jax.tree.leaves((state.params, state.centroids.mean, values))}
     assert dtypes == {jnp.dtype("float32")}
-    logits = model.apply({"params": state.params}, batch_of(8)["image"])
+    logits = model.apply({"params": state.params}, batch_of(8)["inputs"])
     assert logits.dtype == jnp.float32
     exact = models.create("vit_tiny_patch4_32", num_classes=CLASSES, **TINY)
-    assert_close(logits, exact.apply({"params": state.params}, batch_of(8)["image"]), 0.05)
+    assert_close(logits, exact.apply({"params": state.params}, batch_of(8)["inputs"]), 0.05)
 
 
 def test_balanced_softmax_is_its_definition_and_only_in_training():
@@ -216,9 +216,9 @@ def test_balanced_softmax_is_its_definition_and_only_in_training():
     model, _, state, c = build(arr_weight=0.0)
     tx, log_prior = optax.sgd(1.0), np.log(counts).astype(np.float32)
     state = state.replace(opt_state=tx.init(state.params))
-    step = steps.train_step(model, tx, c, as_is, [], jax.random.key(1), log_prior=log_prior)
+    step = TrainStep(model, tx, c, as_is, [], jax.random.key(1), log_prior=log_prior)
     batch = batch_of(8)
-    logits = np.asarray(model.apply({"params": state.params}, batch["image"]), np.float64)
+    logits = np.asarray(model.apply({"params": state.params}, batch["inputs"]), np.float64)
     weighed = counts * np.exp(logits)
     probs = weighed / weighed.sum(1, keepdims=True)
     after, values = jax.jit(step)(state, batch)
@@ -227,7 +227,7 @@ def test_balanced_softmax_is_its_definition_and_only_in_training():
     gradient = probs - np.eye(CLASSES)[batch["label"]]
     moved = state.params["head"]["bias"] - after.params["head"]["bias"]
     np.testing.assert_allclose(moved, gradient.mean(0), atol=1e-6)
-    evaluate = jax.jit(steps.eval_step(model, c.arr, lambda images: images, CLASSES))
+    evaluate = jax.jit(eval_step(model, c.arr, lambda images: images, CLASSES))
     plain = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     wanted = -np.log(plain[rows, batch["label"]]).sum()
     assert evaluate(state, batch)["loss_ce"] == pytest.approx(wanted, rel=1e-5)

@@ -1,8 +1,8 @@
-"""The same mathematics in plain PyTorch: a ViT with RAA + ARR and its training step.
+"""A ViT with RAA + ARR and its training step in plain PyTorch, for the benchmark `peer`.
 
-What a PyTorch user would write, to be timed and compared against (`python -m dnrt_jax.benchmark
-peer`): fused attention, fused AdamW, ARR's running means in closed form instead of a loop over
-samples. Names are timm's and the authors', so `dnrt_jax.convert.to_torch` gives its weights.
+Written as a PyTorch user would: fused attention, fused AdamW, ARR's running means in closed form
+instead of a loop over samples. Parameters have the names of timm and of the authors, so the weights
+can be made with `dnrt_jax.convert.to_torch`.
 """
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -100,16 +100,16 @@ class ViT(nn.Module):
 
 
 class ARR:
-    """The means of the classes [J, K, D], updated in the order of the samples."""
+    """The class means [J, K, D], updated in the order of the samples."""
 
     def __init__(self, layers, num_classes, dim, device, momentum=0.1):
-        # The last row takes what no class does: picking rows by a mask would wait for the device.
+        # The last row is a dummy: selecting rows with a mask would synchronize with the device.
         self.mean = torch.zeros(layers, num_classes + 1, dim, device=device)
         self.seen = torch.zeros(num_classes, dtype=torch.bool, device=device)
         self.momentum = momentum
 
     def loss(self, responses, labels):
-        """Mean |response - updated mean of its class|; moves the means."""
+        """Updates the means and returns the mean |response - updated class mean|."""
         x = torch.stack(responses).float()
         with torch.no_grad():
             target = self._update(x, labels)
@@ -153,7 +153,7 @@ class Trainer:
             return self.call(x)
 
     def step(self, images, labels):
-        """The loss before the update, a tensor: reading it waits for the device."""
+        """Runs one step and returns the loss before the update, as a tensor."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         logits, responses = self.forward(images)

@@ -1,0 +1,97 @@
+"""Batches from a data set of two arrays in memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dnrt_jax.data.order import epoch_batches
+from dnrt_jax.runtime.multihost import own_rows
+from dnrt_jax.runtime.sharding import replicated, split
+from dnrt_jax.tasks.base import OnDevice
+from dnrt_jax.training import metrics
+from dnrt_jax.training.step import Batch
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """inputs [N, ...] and label i32[N]."""
+
+    crops: ClassVar = False  # random crops are made on the device
+
+    inputs: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def train_batches(self, batch_size: int, seed: int, mesh: Mesh) -> Callable[[int], Iterator]:
+        """As `Task.train_batches`: each sample once per epoch, in an order from (seed, epoch)."""
+        return placed(partial(self._draw, batch_size, seed), mesh)
+
+    def _draw(self, batch_size: int, seed: int, start: int) -> Iterator[HostBatch]:
+        own = own_rows(batch_size)
+        epoch, first = divmod(start, -(-len(self) // batch_size))
+        while True:
+            indices, mask = epoch_batches(len(self), batch_size, seed, epoch)
+            for rows, real in zip(indices[first:], mask[first:], strict=True):
+                mine = rows[own]
+                yield {"inputs": self.inputs[mine], "label": self.label[mine], "mask": real[own]}
+            epoch, first = epoch + 1, 0
+
+    def on_device(self, batch_size: int, seed: int, mesh: Mesh) -> OnDevice:
+        """As `Task.on_device`, in the order of `train_batches`."""
+        epoch_steps = -(-len(self) // batch_size)
+
+        def rows(start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            indices, mask = epoch_batches(len(self), batch_size, seed, start // epoch_steps)
+            steps = np.arange(start, start + count) % epoch_steps
+            return indices[steps], mask[steps]
+
+        data = {"inputs": self.inputs, "label": self.label}
+        return OnDevice(jax.device_put(data, replicated(mesh)), rows)
+
+    def batches(self, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
+        """All samples once, in order; the last batch is padded, with mask False."""
+        # For a split smaller than a batch, the batch is its size rounded up to a multiple of 8.
+        step = 8 * mesh.size
+        batch_size = min(batch_size, -(-len(self) // step) * step)
+        for start in range(0, len(self), batch_size):
+            positions = np.arange(start, start + batch_size)[own_rows(batch_size)]
+            rows = np.minimum(positions, len(self) - 1)
+            batch = {"inputs": self.inputs[rows], "label": self.label[rows]}
+            yield place(batch | {"mask": positions < len(self)}, mesh)
+
+    def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `Task.samples`, one by one."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return ((self.inputs[[i]], self.label[[i]]) for i in order)
+
+
+def place(batch: HostBatch, mesh: Mesh) -> Batch:
+    """Assembles the global batch, sharded over the devices, from this process's part."""
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), batch)
+
+
+def placed(draw: Callable[[int], Iterator[HostBatch]], mesh: Mesh) -> Callable[[int], Iterator]:
+    """The batches of `draw` on the devices."""
+    return lambda start: (place(batch, mesh) for batch in draw(start))
+
+
+def evaluate(step: Callable[..., Any], state: Any, batches: Iterator[Batch], what: str) -> Any:
+    """Runs a jitted `training.eval_step` on all batches: (metrics by name, confusion i64[K, K]).
+
+    Raises:
+      NonFiniteError: if a logit is NaN or infinite; `what` names the data in the message.
+    """
+    sums: dict[str, Any] = {}
+    for batch in batches:
+        out = jax.device_get(step(state, batch))
+        sums = {k: sums.get(k, 0) + np.asarray(v, np.float64) for k, v in out.items()}
+    return metrics.summary(sums, what), sums["confusion"].astype(np.int64)

@@ -1,0 +1,304 @@
+"""Image classification, with the data set in memory or streamed from disk if it is too large."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from dnrt_jax import models
+from dnrt_jax.config import Config
+from dnrt_jax.data import augment, datasets
+from dnrt_jax.data.order import hold_out
+from dnrt_jax.data.source import Source, Subset
+from dnrt_jax.data.stream import RandomResizedCrop, Stream, is_large
+from dnrt_jax.fields import (
+    FRACTION,
+    FROM_0,
+    RANGE,
+    RATE,
+    TEXT,
+    Field,
+    choice,
+    integer,
+    numbers_from,
+)
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.sharding import check_batch, replicated
+from dnrt_jax.tasks.arrays import Arrays, evaluate, place, placed
+from dnrt_jax.tasks.base import OnDevice, Task
+from dnrt_jax.training import metrics
+from dnrt_jax.training.step import eval_step
+
+Images = datasets.Dataset | Source
+TRAIN_FIELDS = (
+    "image_size mean std crop crop_area crop_aspect interpolation pad flip rand_augment erase"
+)
+EVAL_FIELDS = "image_size eval_resize mean std"
+
+
+class ImageClassification(Task):
+    """Image classification, see `Task`.
+
+    Args:
+      train, test: the splits; by default they are read as the config says.
+
+    Raises:
+      UserError: if the data cannot be read or the config does not fit them.
+    """
+
+    FIELDS: ClassVar = {
+        "data.image_size": Field(32, integer(1), "input size of the model, in pixels"),
+        "data.eval_resize": Field(
+            32, integer(1), "evaluation: size of the shorter side before the centre crop, in pixels"
+        ),
+        "data.mean": Field(
+            (0.5,),
+            numbers_from(0, "numbers in 0..1, one per channel"),
+            "mean of the pixels, per channel",
+        ),
+        "data.std": Field(
+            (0.5,),
+            numbers_from(1e-6, "numbers above 0, one per channel"),
+            "standard deviation, per channel",
+        ),
+        "data.crop": Field("none", choice("none", "pad", "random_resized"), "crop in training"),
+        "data.crop_area": Field(
+            (0.08, 1.0), RANGE, "random_resized: range of the area, as a fraction of the image"
+        ),
+        "data.crop_aspect": Field((3 / 4, 4 / 3), RANGE, "random_resized: range of width / height"),
+        "data.interpolation": Field(
+            "random",
+            choice("random", "bilinear", "bicubic"),
+            "interpolation of random_resized and of RandAugment",
+        ),
+        "data.pad": Field(4, integer(1), "pad: pixels added on each side before a random crop"),
+        "data.flip": Field(0.0, FRACTION, "probability of a horizontal flip"),
+        "data.rand_augment": Field(
+            "", TEXT, "RandAugment policy in timm's notation, such as rand-m9-mstd0.5-inc1"
+        ),
+        "data.erase": Field(0.0, FRACTION, "probability of random erasing"),
+        "data.mixup": Field(0.0, FROM_0, "alpha of mixup; 0 for none"),
+        "data.cutmix": Field(
+            0.0,
+            FROM_0,
+            "alpha of cutmix; if mixup is on as well, each batch uses one of them at random",
+        ),
+        "data.imbalance": Field(
+            0,
+            integer(0),
+            "long-tailed training split: largest / smallest class; 0 for the full split",
+        ),
+        "data.valid_fraction": Field(
+            0.0, RATE, "fraction of the training split held out to select the best checkpoint"
+        ),
+        "data.on_error": Field(
+            "stop",
+            choice("stop", "skip"),
+            "what to do with an unreadable image; skip allows 1% of the split, at least one",
+        ),
+        "data.loader": Field(
+            "auto", choice("auto", "memory", "stream"), "auto streams data sets of more than 4 GiB"
+        ),
+        "data.workers": Field(
+            0, integer(0), "decoder processes of a stream; 0 uses a thread", free=True
+        ),
+    }
+
+    def __init__(self, config: Config, train: Images | None = None, test: Images | None = None):
+        self._config, data = config, config.data
+        train = read(config, "train") if train is None else train
+        self._test = self._open(read(config, "test") if test is None else test, train=False)
+        self.class_names, self.channels = train.class_names, train.channels
+        self._valid = None
+        if data.valid_fraction:
+            kept, held = hold_out(train.labels, data.valid_fraction, config.seed)
+            self._valid = self._open(_subset(train, held), train=False)
+            train = _subset(train, kept)
+        self._images, self._train = train, self._open(train, train=True)
+        self.num_train, self.batch_size = len(train), config.train.batch_size
+        shape = (1, data.image_size, data.image_size, self.channels)
+        self.example = jax.ShapeDtypeStruct(shape, jnp.float32)
+        mixing = [mix for mix in (augment.mixup, augment.cutmix) if data[mix.__name__]]
+        self.mixing = [partial(mix, alpha=data[mix.__name__]) for mix in mixing]
+        self.preprocess, self.eval_preprocess = self._transforms()
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        data, name = config.data, config.model.name
+        if "image_size" not in models.fields(name):
+            raise ConfigError(f"config.model.name={name!r}: takes no images; see config.task")
+        if data.eval_resize < data.image_size:
+            raise ConfigError(
+                f"config.data.eval_resize={data.eval_resize}: below image_size={data.image_size}"
+            )
+        if len(data.mean) != len(data.std) or not data.mean:
+            raise ConfigError(
+                f"config.data.std={tuple(data.std)}: needs as many values as "
+                f"mean={tuple(data.mean)}"
+            )
+        if data.crop_area[1] > 1:
+            raise ConfigError(
+                f"config.data.crop_area={tuple(data.crop_area)}: a share is at most 1"
+            )
+        if config.eval.metric != "acc":
+            raise ConfigError(f"config.eval.metric={config.eval.metric!r}: of images only 'acc'")
+
+    @property
+    def description(self) -> str:
+        valid = f", {len(self._valid)} validation" if self._valid else ""
+        return f"{self.num_train} training{valid} and {len(self._test)} test images"
+
+    def train_batches(self, mesh: Mesh) -> Callable[[int], Iterator]:
+        return self._train.train_batches(self.batch_size, self._config.seed, mesh)
+
+    def on_device(self, mesh: Mesh) -> OnDevice | None:
+        return self._train.on_device(self.batch_size, self._config.seed, mesh)
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        parts = mesh.size * self._config.train.accumulate
+        check_batch("train.batch_size", self.batch_size, parts)
+        check_batch("eval.batch_size", self._config.eval.batch_size, mesh.size)
+
+    def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
+        config, class_names = self._config, self.class_names
+        step = eval_step(model, config.arr, self.eval_preprocess, len(class_names))
+        step = jax.jit(step, out_shardings=replicated(mesh))
+        splits = ({"valid": self._valid} if self._valid else {}) | {"test": self._test}
+
+        def run(state):
+            values: dict[str, Any] = {}
+            for name, split in splits.items():
+                batches = split.batches(config.eval.batch_size, mesh)
+                what = f"{name} images at step {int(state.step)}"
+                found, confusion = evaluate(step, state, batches, what)
+                if config.data.imbalance:
+                    found |= metrics.by_frequency(confusion, self.class_counts(), class_names)
+                values |= {f"{name}/{key}": value for key, value in found.items()}
+                values["confusion"] = confusion
+            return values
+
+        return run
+
+    def class_counts(self) -> np.ndarray:
+        return np.bincount(self._images.labels, minlength=len(self.class_names))
+
+    def samples(self, split: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return {"train": self._train, "test": self._test}[split].samples(seed)
+
+    def _open(self, images: Images, *, train: bool) -> "Arrays | Streamed":
+        if isinstance(images, datasets.Dataset):
+            return Arrays(images.images, images.labels)
+        return Streamed(images, self._config, train=train)
+
+    def _transforms(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The transforms of training and evaluation; checks that they accept the config."""
+        data, images = self._config.data, self._images
+        if self.channels != len(data.mean):
+            raise ConfigError(
+                f"config.data.mean={tuple(data.mean)}: the images have {self.channels} channels"
+            )
+        pick = lambda fields: {field: data[field] for field in fields.split()}
+        options: dict[str, Any] = pick(TRAIN_FIELDS)
+        if self._train.crops and data.crop == "random_resized":
+            options["crop"] = "none"
+        try:
+            train = augment.train_transform(**options)
+            if isinstance(
+                images, datasets.Dataset
+            ):  # report mistakes now, not when the step is compiled
+                keys = jax.random.split(jax.random.key(0), 1)
+                jax.eval_shape(train, keys, images.images[:1])
+            return train, augment.eval_transform(**pick(EVAL_FIELDS))
+        except ValueError as error:
+            raise ConfigError(f"config.data: {error}") from None
+
+
+class Streamed:
+    """A split whose images are decoded on demand, with the methods of `Arrays`."""
+
+    crops = True  # the random crop happens while decoding, not on the device
+
+    def __init__(self, source: Source, config: Config, *, train: bool):
+        self._source, self._data, self._train = source, config.data, train
+        self._evaluated: Stream | None = None  # kept, with its workers, between evaluations
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def _stream(self, batch_size: int, **options: Any) -> Stream:
+        data = self._data
+        crop = RandomResizedCrop(data.crop_area, data.crop_aspect, data.interpolation)
+        return Stream(
+            self._source,
+            batch_size=batch_size,
+            side=data.image_size if self._train else data.eval_resize,
+            crop=crop if self._train and data.crop == "random_resized" else None,
+            workers=data.workers,
+            on_error=data.on_error,
+            **options,
+        )
+
+    def train_batches(self, batch_size: int, seed: int, mesh: Mesh) -> Callable[[int], Iterator]:
+        stream = self._stream(batch_size, shuffle=True, seed=seed, **_process())
+
+        def draw(start):
+            stream.set_state({"position": start})
+            return iter(stream)
+
+        return placed(draw, mesh)
+
+    def on_device(self, batch_size: int, seed: int, mesh: Mesh) -> None:
+        return None
+
+    def batches(self, batch_size: int, mesh: Mesh) -> Iterator:
+        self._evaluated = self._evaluated or self._stream(batch_size, **_process())
+        return (place(batch, mesh) for batch in self._evaluated.epoch())
+
+    def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        stream = self._stream(min(32, len(self)), shuffle=True, seed=seed)
+        return ((b["inputs"][b["mask"]], b["label"][b["mask"]]) for b in stream.epoch())
+
+
+def _subset(images: Images, indices: np.ndarray) -> Images:
+    if isinstance(images, datasets.Dataset):
+        return images.subset(indices)
+    return Subset(images, indices)
+
+
+def _process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def read(config: Config, split: str) -> Images:
+    """Reads the "train" or "test" split into memory, or opens it as a source to be streamed.
+
+    Raises:
+      UserError: if the data cannot be read as the config says.
+    """
+    data, folder = config.data, datasets.data_dir(config.data.dir)
+    if data.loader != "memory":
+        source = datasets.find(data.name, folder, split)
+        large = source is not None and is_large(source, data.image_size)
+        if source is None and data.loader == "stream":
+            raise ConfigError(
+                f"config.data.loader='stream': {data.name} is neither a folder nor prepared"
+            )
+        if source is not None and (large or data.loader == "stream"):
+            if data.imbalance:
+                raise ConfigError(
+                    f"config.data.imbalance={data.imbalance}: only for data in memory"
+                )
+            return source
+    return datasets.load(
+        data.name,
+        folder,
+        split,
+        image_size=data.image_size,
+        imbalance=data.imbalance,
+        on_error=data.on_error,
+    )

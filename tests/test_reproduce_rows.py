@@ -1,0 +1,175 @@
+"""Every row of the paper's tables and of the study trains: one step by the real command, on tiny
+archives in the layouts of the docs. Sizes are shrunk here; at true size they are marked slow."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from making import data_of_the_tables
+from runs import ROOT, environment
+
+from dnrt_jax.config import validate
+from dnrt_jax.config_file import load
+from dnrt_jax.runtime.process import split_overrides
+
+sys.path.insert(0, str(ROOT))
+from scripts import reproduce
+
+TABLES = ("table1", "table2", "table3", "table5", "table6", "study")
+SMALL = ["train.steps=1", "train.batch_size=8", "eval.batch_size=8"]
+SMALL = [f"--config.{field}" for field in SMALL]
+PLAIN = ["data.crop=none", "data.rand_augment=", "data.erase=0"]  # seconds to compile
+PLAIN = [f"--config.{field}" for field in PLAIN]
+BLOCKS = ["depth=1", "embed_dim=24", "num_heads=1"]
+SHRUNK = {  # by the model; CNNs keep their shape and lose width
+    "vit": BLOCKS,
+    "vit_tiny": BLOCKS,
+    "deit_tiny": BLOCKS,
+    "cait_xxs": [*BLOCKS, "depth_token_only=1"],
+    "pvt_tiny": ["depths=(1,1,1,1)", "embed_dims=(8,8,8,8)", "num_heads=(1,1,1,1)"],
+    "tnt_small": [*BLOCKS, "inner_dim=8", "num_heads_inner=1"],
+    "alexnet": ["widths=(8,8,8,8,8)", "hidden_dim=16"],
+    "vgg11": ["widths=((8,),(8,),(8,),(8,),(8,))", "hidden_dim=16"],
+    "resnet18": ["stage_sizes=(1,1)", "widths=(8,8)"],
+    "resnet32": ["stage_sizes=(1,1,1)", "widths=(8,8,8)"],
+    "mobilenet": ["stage_sizes=(1,1,1)", "widths=(8,8,8)"],
+    "shufflenet": ["stage_sizes=(1,1)", "widths=(48,96)"],
+    "gcn": ["embed_dim=8"],
+    "graphsage": ["embed_dim=8"],
+}
+CHOSEN = {  # between them every config file, model family, data set and activation
+    "table1": ["cifar10 deit_tiny gdn", "cifar100 cait_xxs softplus", "imagenet100 pvt_tiny silu"],
+    "table2": [
+        "cifar10 alexnet elu",
+        "cifar10 vgg11 gelu",
+        "cifar100 shufflenet raa+arr",
+        "imagenet100 mobilenet selu",
+    ],
+    "table3": ["imagenet1k tnt_small raa+arr"],
+    "table5": [
+        "dgraph gcn raa+arr",
+        "dgraph graphsage gelu",
+        "cifar10_lt50 resnet32 raa+arr",
+        "cifar10_lt100 vit_tiny relu",
+    ],
+    "table6": ["cifar100 vit_tiny gelu+arr", "cifar100 resnet18 raa"],
+}
+
+
+QUICK = ["cifar10 vgg11 gelu", "imagenet100 mobilenet selu", "dgraph gcn raa+arr"]
+QUICK += ["cifar100 vit_tiny gelu+arr", "cifar10_lt50 resnet32 raa+arr"]
+
+
+def name_of(row):
+    return f"{row.dataset} {row.model} {row.case}"
+
+
+ROWS = {(t, name_of(row)): row for t in TABLES for row in reproduce.rows_of(t, "full")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return data_of_the_tables(tmp_path_factory.mktemp("data"))
+
+
+def reproduced(table, folder, data, *arguments):
+    """scripts/reproduce.py as a process, that leaves everything below `folder`."""
+    folders = [f"--runs={folder}/runs", f"--results={folder}/results"]
+    return subprocess.run(
+        [sys.executable, "scripts/reproduce.py", table, *folders, *arguments],
+        cwd=ROOT,
+        env=environment() | {"DATA_DIR": str(data)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def check(table, row, folder, data, *fields):
+    """Trains a row for a step by its own command."""
+    run = reproduce.Run(row, 42, folder / "run", row.overrides() | {"seed": 42})
+    done = subprocess.run(
+        [*run.command(), *SMALL, *fields],
+        cwd=ROOT,
+        env=environment() | {"DATA_DIR": str(data)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = run.result()
+    assert result["step"] == 1
+    assert 0 <= result["last"] <= 100
+
+
+def test_the_chosen_have_every_config_model_and_activation():
+    rows = [row for (table, _), row in ROWS.items() if table != "study"]
+    chosen = [ROWS[table, name] for table, names in CHOSEN.items() for name in names]
+    for field in ("config", "model"):
+        assert {getattr(r, field) for r in chosen} == {getattr(r, field) for r in rows}, field
+    act = lambda row: row.overrides()["model.act"]
+    assert set(map(act, chosen)) == set(map(act, rows))
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        pytest.param(table, name, marks=[] if name in QUICK else pytest.mark.slow)
+        for table, names in CHOSEN.items()
+        for name in names
+    ],
+)
+def test_a_row_runs(tmp_path, data, table, name):
+    row = ROWS[table, name]
+    shrunk = [f"--config.model.{field}" for field in SHRUNK[row.model]]
+    if row.dataset.startswith("imagenet"):
+        shrunk += PLAIN[1:]  # its images are of many sizes
+    elif row.dataset != "dgraph" and row.model != "deit_tiny":
+        shrunk += PLAIN
+    check(table, row, tmp_path, data, *shrunk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "name"), ROWS)
+def test_a_row_runs_at_its_true_size(tmp_path, data, table, name):
+    if table == "study":
+        reproduce.make_study_data(data)
+    check(table, ROWS[table, name], tmp_path, data)
+    shutil.rmtree(tmp_path / "run")  # gigabytes
+
+
+def test_the_study_runs_from_an_archive_as_tar_makes_it(tmp_path, data):
+    arguments = ["--acts", "raa+arr", "--steps=1", *SMALL[1:], "--config.model.depth=1"]
+    done = reproduced("study", tmp_path, data, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "| weak | vit | raa+arr |" in done.stdout
+    rows = json.loads((tmp_path / "results" / "study-full-1step.json").read_text())
+    assert [(row["dataset"], row["seeds"]["42"]["step"]) for row in rows] == [
+        ("weak", 1),
+        ("full", 1),
+    ]
+    log = (tmp_path / "runs/study/full-1step/weak/vit/raa+arr/seed42.log").read_text()
+    assert "cifar10-jpeg-20k: 50 training and 80 test images of 10 classes" in log
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_dry_run_tells_the_time_of_every_row_of_images(capsys, table):
+    assert reproduce.main([table, "--dry_run"]) == 0
+    *runs, total = capsys.readouterr().out.splitlines()
+    assert len(runs) == sum(key[0] == table for key in ROWS)
+    unknown = [line for line in runs if not re.fullmatch(r".* seed 42: [\d.e+-]+ h", line)]
+    assert all(line.startswith("dgraph ") and line.endswith(": ?") for line in unknown)
+    assert total.startswith(f"{len(runs)} runs, about ")
+
+
+def test_the_parser_of_the_program_takes_every_row(tmp_path):
+    for row in ROWS.values():
+        run = reproduce.Run(row, 42, tmp_path, row.overrides() | {"seed": 42})
+        _, *words = run.command()
+        words, overrides = split_overrides(words)
+        assert words[:2] == ["-m", "dnrt_jax.main"]
+        config = load(str(ROOT / words[2].removeprefix("--config=")), overrides)
+        validate(config)
+        assert (config.arr.weight > 0) == ("arr" in row.case), name_of(row)
+        assert config.model.act == row.case.partition("+")[0]
