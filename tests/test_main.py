@@ -68,6 +68,7 @@ def test_a_run_leaves_what_the_design_names(finished):
     assert summary["best"]["test/acc"] == max(r.get("test/acc", 0) for r in records)
 
 
+@pytest.mark.slow
 def test_what_a_run_compiles_is_kept_by_version_and_host(tmp_path):
     settings = environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     del settings["JAX_COMPILATION_CACHE_DIR"]

@@ -153,7 +153,9 @@ def test_the_study_runs_from_an_archive_as_tar_makes_it(tmp_path, data):
     assert "cifar10-jpeg-20k: 50 training and 80 test images of 10 classes" in log
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "table", ["table6", *(pytest.param(t, marks=pytest.mark.slow) for t in TABLES if t != "table6")]
+)
 def test_a_dry_run_tells_the_time_of_every_row_of_images(capsys, table):
     assert reproduce.main([table, "--dry_run"]) == 0
     *runs, total = capsys.readouterr().out.splitlines()

@@ -32,6 +32,7 @@ def test_values_and_gradients_are_those_of_the_layers(dtype, relative):
 VIT = {"image_size": 8, "embed_dim": 12, "depth": 1}
 
 
+@pytest.mark.slow
 def test_a_vit_whose_layers_are_collected_is_the_same_vit():
     model = models.create("vit_tiny_patch4_32", num_classes=3, **VIT)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
@@ -68,9 +69,7 @@ ZOO = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if i == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(ZOO)]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_forward_mode_goes_through_a_transformer_that_is_not_fused(name):
     with jax.enable_x64(True):
         fused = models.create(name, num_classes=3, **ZOO[name])

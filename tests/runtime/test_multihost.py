@@ -104,9 +104,8 @@ def same(workdir, expected):
     np.testing.assert_allclose(list(seen.values()), list(expected.values()), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("devices", "fsdp"), [(1, True), pytest.param(4, False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, True), (4, False)])
 def test_two_processes_equal_one(alone, tmp_path, devices, fsdp):
     run(tmp_path / "run", 2, devices, f"--config.parallel.fsdp={fsdp}")
     same(tmp_path / "run", alone)
