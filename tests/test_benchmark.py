@@ -17,7 +17,6 @@ from dnrt_jax.benchmark import (
     infer,
     loader,
     peer,
-    scaling,
     startup,
     step,
     table4,
@@ -210,7 +209,7 @@ def test_augment_gives_the_share_of_the_step(monkeypatch, trained):
         return {name: np.full(rounds, seconds[name]) for name in sides}
 
     monkeypatch.setattr(augment, "interleaved", measured)
-    monkeypatch.setattr(augment, "FULL", {"flip": 0.5, "erase": 0.25})  # compile little
+    monkeypatch.setattr(training, "AUGMENTED", {"flip": 0.5, "erase": 0.25})  # compile little
     alone, step_row, share = augment.measure(tiny(), 1, 2)
     assert (alone.unit, alone.ours, alone.other) == ("images/s", 16, None)
     assert (step_row.ours, step_row.other) == (4000, 3000)
@@ -259,15 +258,6 @@ def test_the_loader_runs_alone_where_torch_is_missing(photos, monkeypatch, capsy
     assert {"images/s", "images/s/worker"} <= {row.unit for row in rows}
     assert all(row.ours > 0 and row.other is None and row.ratio is None for row in rows)
     assert "pip install torch" in capsys.readouterr().err
-
-
-def test_collectives_are_counted_by_kind_in_bytes():
-    text = """
-      %a = (f32[10,4]{1,0}, s32[10]{0}) all-reduce(%x, %y), replica_groups={}
-      ROOT %b = bf16[8]{0} all-gather-start(%z), dimensions={0}
-      %c = f32[] all-reduce(%w)
-      %d = f32[99] add(%a, %b)"""
-    assert scaling.collectives(text) == {"all-reduce": (2, 160 + 40 + 4), "all-gather": (1, 16)}
 
 
 def test_a_step_for_many_devices_is_planned(capsys):

@@ -9,6 +9,7 @@
     augment   the augmentation alone, and its fraction of a training step
     loader    the streaming loader against a torch DataLoader
     scaling   the training step compiled for many devices: memory, collectives, predicted time
+    compile   a step compiled for a TPU or GPU that is not there: cycles, kernels, bytes, memory
 
 In each round all sides run once, in turn. A row shows medians over the rounds, the median ratio of
 two sides within a round, and its quartiles. --json prints one object per line with benchmark, case,
@@ -30,6 +31,8 @@ from dnrt_jax.benchmark.timing import Result
 from dnrt_jax.runtime.process import Parser, keep_memory, user_errors
 
 SUBCOMMANDS = ["step", "infer", "table4", "arr", "peer", "startup", "augment", "loader", "scaling"]
+SUBCOMMANDS += ["compile"]
+ZERO = ("workers", "arr_weight")  # options that may be 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmark = importlib.import_module(f"dnrt_jax.benchmark.{name}")
         args = _options(name, benchmark, options)
         settings = {k: v for k, v in vars(args).items() if k != "json"}
-        device, header = _device(), False
+        device = benchmark.device(args) if hasattr(benchmark, "device") else _device()
+        header = False
         for result in benchmark.run(args):
             if args.json:
                 row = {
@@ -82,9 +86,9 @@ def _options(name: str, benchmark, options: Sequence[str]) -> argparse.Namespace
     args = parser.parse_args(options)
     for option, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:
-            if type(number) is int and number < 1 and option != "workers":
+            if type(number) is int and number < 1 and option not in ZERO:
                 parser.error(f"--{option}={number}: must be 1 or more")
-            if type(number) is float and not number > 0:
+            if type(number) is float and not number > 0 and option not in ZERO:
                 parser.error(f"--{option}={number}: must be above 0")
     return args
 

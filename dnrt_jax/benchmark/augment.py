@@ -13,12 +13,6 @@ from dnrt_jax.data import augment
 from dnrt_jax.tasks.image_classification import TRAIN_FIELDS
 
 MODELS = {32: "vit_tiny_patch4_32", 224: "vit_tiny_patch16_224"}
-FULL = {
-    "crop": "random_resized",
-    "flip": 0.5,
-    "rand_augment": "rand-m9-mstd0.5-inc1",
-    "erase": 0.25,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +30,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 def measure(config: Config, steps: int, rounds: int) -> Iterator[Result]:
     """Images per second of the transform; step time with and without it; its fraction."""
     full = copy.deepcopy(config)
-    full.data.update(FULL)
+    full.data.update(training.AUGMENTED)
     fields = {name: full.data[name] for name in TRAIN_FIELDS.split()}
     transform = augment.train_transform(**fields)
     batch_size = config.train.batch_size

@@ -1,24 +1,21 @@
-"""Planning for many devices: the training step compiled for simulated devices, without running it.
+"""Planning past one machine: the training step compiled for many simulated devices, not run.
 
-Memory and collectives are read from the compiled program of one device. The time is predicted from
---tflops per device and ring collectives at --link_gb_per_s, without overlap. The compiler is
-XLA:CPU; other backends fuse differently and combine more collectives.
+Memory and collectives are read from the compiled program of one device; time is predicted, with
+every device computing at --tflops and moving data in a ring at --link_gb_per_s, one after the
+other. XLA:CPU compiles here: other back ends fuse differently and combine collectives further.
 """
 
 import argparse
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from dnrt_jax.benchmark import hlo
 from dnrt_jax.benchmark.timing import Result
 from dnrt_jax.runtime.errors import ConfigError
-
-KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,16 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_per_device", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=1000)
     parser.add_argument("--rule", choices=("sequential", "centroid"), default="centroid")
-    parser.add_argument(
-        "--tflops", type=float, default=50.0, help="sustained TFLOP/s of one device"
-    )
+    parser.add_argument("--tflops", type=float, default=50.0, help="sustained, of one device")
     parser.add_argument(
         "--link_gb_per_s", type=float, nargs="+", default=[12.5, 50.0, 200.0], help="of one device"
     )
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
-    """Rows: memory, bytes per step and kind of collective, predicted fraction of communication."""
+    """Rows: memory, bytes a step by kind of collective, predicted share of communication."""
     for devices in args.devices:
         for layout in ("replicated", "fsdp"):
             yield from _rows(args, devices, layout)
@@ -78,26 +73,13 @@ def _rows(args: argparse.Namespace, devices: int, layout: str) -> Iterator[Resul
 
 
 def _on_the_ring(kind: str, size: int, devices: int) -> float:
-    """Bytes that a device sends in a ring collective with a result of `size` bytes."""
+    """Bytes that a device sends, for a result of `size` bytes."""
     hops = (devices - 1) / devices
     return size * {"all-reduce": 2 * hops, "reduce-scatter": devices - 1}.get(kind, hops)
 
 
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """{kind: (count, result bytes on one device)} of the collectives in a program's text."""
-    found: dict[str, tuple[int, int]] = {}
-    for shapes, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):
-        size = 0
-        for dtype, dims in re.findall(r"([a-z]+\d+|pred)\[([\d,]*)\]", shapes):
-            bits = int(re.sub(r"\D", "", dtype) or 8)
-            size += bits // 8 * math.prod(int(n) for n in dims.split(",") if n)
-        count, before = found.get(kind, (0, 0))
-        found[kind] = count + 1, before + size
-    return found
-
-
 def compiled(settings: dict[str, Any]) -> dict[str, Any]:
-    """Compiles the training step: bytes of memory and of collectives per device."""
+    """Of the training step on all devices: bytes of memory and of collectives of one of them."""
     import jax
 
     from dnrt_jax.benchmark import training
@@ -119,7 +101,7 @@ def compiled(settings: dict[str, Any]) -> dict[str, Any]:
     text: Any = program.as_text()
     return {
         "memory": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-        "collectives": collectives(text),
+        "collectives": hlo.collectives(text),
         "macs": built.task.multiply_accumulates(built.model),
     }
 

@@ -1,17 +1,32 @@
 """Training on random images, with the same jitted functions as real runs."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dnrt_jax import experiment, models
 from dnrt_jax.config import Config, default, validate
 from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.experiment import Experiment
+from dnrt_jax.runtime import flops
+from dnrt_jax.runtime.sharding import replicated, split
+from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.tasks.image_classification import ImageClassification
+from dnrt_jax.training.dispatch import Scan
+from dnrt_jax.training.step import eval_step
+
+# The paper's augmentation.
+AUGMENTED = {
+    "crop": "random_resized",
+    "flip": 0.5,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "erase": 0.25,
+}
 
 
 def config_of(model: str, batch_size: int, dtype: str) -> Config:
@@ -78,6 +93,79 @@ def describe(config: Config, num_classes: int) -> Experiment:
     names = tuple(map(str, range(num_classes)))
     data = Dataset(images_of(config), labels_of(config, num_classes), names)
     return experiment.build(config, ImageClassification(config, data, data))
+
+
+def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, int, int]:
+    """A program for the devices of `mesh`, which need not be there, on a data set of `samples`.
+
+    Args:
+      settings: what ("train": the many steps of a dispatch, "eval" or "infer": one batch), model,
+        depth, act, arr_weight, rule, batch_size, num_classes, dtype, augment, fsdp.
+
+    Returns:
+      The program, not compiled yet; multiply-accumulates of an image; its values.
+    """
+    config = config_of(settings["model"], settings["batch_size"], settings["dtype"])
+    config.model.act, config.arr.weight = settings["act"], settings["arr_weight"]
+    config.arr.rule, config.parallel.fsdp = settings["rule"], settings["fsdp"]
+    if settings["depth"]:
+        config.model.depth = settings["depth"]
+    config.data.update(AUGMENTED if settings["augment"] == "full" else {})
+    config.eval.batch_size, config.train.dispatch = config.train.batch_size, "scan"
+    validate(config)
+    num_classes, size = settings["num_classes"], config.data.image_size
+    pixels = np.broadcast_to(np.uint8(0), (samples, size, size, 3))  # takes no memory
+    labels = (np.arange(samples) % num_classes).astype(np.int32)
+    data = Dataset(pixels, labels, tuple(map(str, range(num_classes))))
+    built = experiment.build(config, _Shapes(config, data, data), mesh)
+    program = {"train": _train, "eval": _eval, "infer": _infer}[settings["what"]](built)
+    macs = flops.of_example(built.model, built.task.example).total
+    return program, macs, math.prod(pixels.shape[1:])
+
+
+class _Shapes(ImageClassification):
+    """Gives the shapes of the split that would lie on the devices."""
+
+    def on_device(self, mesh: Mesh) -> OnDevice:
+        made: list[OnDevice] = []
+
+        def arrays():
+            on_device = super(_Shapes, self).on_device(mesh)
+            assert on_device is not None, "the images are in memory"
+            made.append(on_device)
+            return on_device.data
+
+        shapes = jax.eval_shape(arrays)
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+        return OnDevice(jax.tree.map(place, shapes), made[0].rows)
+
+
+def _train(built: Experiment) -> Any:
+    dispatch = built.dispatch()
+    assert isinstance(dispatch, Scan), "the config says so"
+    return dispatch.lower(built.shapes)
+
+
+def _eval(built: Experiment) -> Any:
+    config, task, mesh = built.config, built.task, built.mesh
+    step = eval_step(built.model, config.arr, task.eval_preprocess, len(task.class_names))
+    return jax.jit(step, out_shardings=replicated(mesh)).lower(built.shapes, _batch(built))
+
+
+def _infer(built: Experiment) -> Any:
+    variables = {"params": built.shapes.params, "batch_stats": built.shapes.batch_stats}
+    predict = lambda variables, x: built.model.apply(variables, built.task.eval_preprocess(x))
+    return jax.jit(predict).lower(variables, _batch(built)["inputs"])
+
+
+def _batch(built: Experiment) -> dict[str, Any]:
+    size = built.config.data.image_size
+    shapes = {"inputs": ((size, size, 3), np.uint8), "label": ((), np.int32), "mask": ((), bool)}
+    whole = lambda shape: (built.config.train.batch_size, *shape)
+    return {
+        name: jax.ShapeDtypeStruct(whole(shape), dtype, sharding=split(built.mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def default_steps() -> int:

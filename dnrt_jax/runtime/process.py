@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import glob
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,12 @@ from dnrt_jax.runtime.errors import ConfigError, UserError
 
 # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX. Freed memory stays in the process.
 KEEP_FREED = {-4: 0, -1: 2**31 - 1, -8: 1}
+# Of TPUs up to v4 and from v5e on; of NVIDIA's driver, and of the same in WSL; of AMD's driver.
+DEVICE_FILES = {
+    "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+    "cuda": ("/dev/nvidia*", "/dev/dxg"),
+    "rocm": ("/dev/kfd",),
+}
 DEFECT = (
     "This is a bug of dnrt_jax. Please report it where you got dnrt_jax from, with the lines above "
     "and the command."
@@ -105,6 +112,23 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def may_have_accelerator() -> bool:
+    """Whether JAX may find more than CPUs on this Linux machine.
+
+    What lets JAX use an accelerator may be installed where there is none, to compile for it: then
+    the accelerator's device files are missing.
+    """
+    plugins = {plugin.name for plugin in entry_points(group="jax_plugins")}
+    plugins |= {"libtpu"} if find_spec("libtpu") else set()
+    files = {plugin: _device_files(plugin) for plugin in plugins}
+    return any(found is None or any(map(glob, found)) for found in files.values())
+
+
+def _device_files(plugin: str) -> Sequence[str] | None:
+    """Patterns of the files that show a device of a plug-in to be there; None if not known."""
+    return next((files for name, files in DEVICE_FILES.items() if name in plugin), None)
+
+
 def keep_memory() -> None:
     """On CPU, makes glibc's malloc keep freed memory. Call it before JAX starts its threads.
 
@@ -112,8 +136,7 @@ def keep_memory() -> None:
     time takes a fifth of a ViT-Tiny step.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
-    accelerators = entry_points(group="jax_plugins") or find_spec("libtpu")
-    if sys.platform != "linux" or (platforms != "cpu" if platforms else accelerators):
+    if sys.platform != "linux" or (platforms != "cpu" if platforms else may_have_accelerator()):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # musl has none

@@ -62,6 +62,12 @@ class Scan:
         state, values = self._run(state, self._data, indices, mask, count)
         return state, {name: column[:count] for name, column in jax.device_get(values).items()}
 
+    def lower(self, state: TrainState) -> Any:
+        """The program that `run` dispatches, for the shapes of a state, not compiled yet."""
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._order)
+        indices, mask = map(shape, self._rows(0, self._most))
+        return self._run.lower(state, self._data, indices, mask, self._most)
+
 
 class Single:
     """One step per dispatch."""
