@@ -18,7 +18,16 @@ from dnrt_jax.runtime.errors import UserError
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-FIGURES = ["curves", "spread", "shifts", "activated", "aggregated", "per_class", "confusion"]
+FIGURES = [
+    "curves",
+    "training",
+    "spread",
+    "shifts",
+    "activated",
+    "aggregated",
+    "per_class",
+    "confusion",
+]
 
 
 @pytest.fixture(scope="module")

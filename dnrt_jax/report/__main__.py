@@ -30,6 +30,12 @@ ABOUT = {  # figure: (title, explanation)
         "Curves (figure 3)",
         "Overfitting: the test cross-entropy rises while the training cross-entropy falls.",
     ),
+    "training": (
+        "Responses over training",
+        "Of the test images, in an early, a middle and a late layer: the size of the aggregated "
+        "responses, their spread within classes relative to that between, which no scale changes, "
+        "and how many of them are nearest to the mean of their own class.",
+    ),
     "spread": (
         "Spread of responses by layer",
         "Root mean square distance of the aggregated responses from their class mean, "
@@ -98,6 +104,8 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
             raise WorkdirError(f"{folder}: nothing was evaluated yet")
     curves = json.loads(paper.read_text()) if paper else None
     drawn: dict[str, Any] = {"curves": figures.curves(records, curves)}
+    if (training := figures.over_training(records)) is not None:
+        drawn["training"] = training
 
     found = {name: responses.of_run(run, count) for name, run in runs.items()}
     if any(x.aggregated for x in found.values()):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dnrt_jax.report.responses import CHANNELS, Responses, spread
+from dnrt_jax.report.responses import CHANNELS, Responses, natural, spread
 
 WIDTH = 11.5  # inches; 1265 pixels of a page
 Records = Sequence[Mapping[str, Any]]
@@ -97,6 +97,48 @@ def spreads(responses: Mapping[str, Responses]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure)
     return figure
+
+
+def over_training(records: Mapping[str, Records]) -> Figure | None:
+    """Size, scale-free spread and probe of the responses by step, in an early, a middle and a late
+    layer; None where no run has logged them."""
+    found = {run: _by_layer(rows) for run, rows in records.items()}
+    found = {run: layers for run, layers in found.items() if layers}
+    if not found:
+        return None
+    names = {
+        "norm": "Norm / sqrt(D)",
+        "ratio": "Within / between",
+        "probe": "Nearest class mean, %",
+    }
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 3), names.items(), strict=True):
+        for i, (run, layers) in enumerate(found.items()):
+            chosen = [list(layers)[k] for k in _three(len(layers))]
+            for layer, style in zip(chosen, (":", "--", "-"), strict=False):
+                points = [(step, values[name]) for step, values in layers[layer] if name in values]
+                steps, values = np.array(points).T
+                values = 100 * values if name == "probe" else values
+                label = f"{run}, {layer}"
+                axes.plot(steps, values, style, color=f"C{i % 10}", label=label, lw=1.4)
+        axes.set(title=title, xlabel="Step", yscale="log" if name == "norm" else "linear")
+        axes.grid(alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+def _by_layer(rows: Records) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """{layer: [(step, {"norm": ..., "ratio": ...})]} of what the log says of test responses."""
+    layers: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for row in rows:
+        of_row: dict[str, dict[str, float]] = {}
+        for key, value in row.items():
+            if key.startswith("test/responses/"):
+                layer, _, name = key.removeprefix("test/responses/").rpartition("/")
+                of_row.setdefault(layer, {})[name] = value
+        for layer, values in of_row.items():
+            layers.setdefault(layer, []).append((row["step"], values))
+    return dict(sorted(layers.items(), key=lambda item: natural(item[0])))
 
 
 def shifts(responses: Mapping[str, Responses]) -> Figure:

@@ -60,7 +60,7 @@ def of_run(run: Run, count: int) -> Responses:
         kind: {layer: join(*(part[kind][layer] for part in parts)) for layer in parts[0][kind]}
         for kind in parts[0]
     }
-    in_order = lambda layers: {name: layers[name] for name in sorted(layers, key=_natural)}
+    in_order = lambda layers: {name: layers[name] for name in sorted(layers, key=natural)}
     return Responses(labels, **{kind: in_order(x) for kind, x in found.items()})
 
 
@@ -99,7 +99,7 @@ def _some_shifts(name, x):
     return x.reshape(-1)[:: max(1, x.size // 2000)] if name == "shift" else None
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 

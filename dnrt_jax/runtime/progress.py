@@ -80,7 +80,7 @@ def line(record: dict[str, Any], when: str) -> str:
         values = {
             key.removeprefix(f"{side}/"): value
             for key, value in record.items()
-            if key.startswith(f"{side}/") and value is not None
+            if key.startswith(f"{side}/") and key.count("/") == 1 and value is not None
         }
         if values:
             parts.append(f"{side} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from dnrt_jax.runtime.errors import NonFiniteError
+from dnrt_jax.training import diagnostics
 
 FEW_CLASSES = 10  # with more classes, top-5 accuracy is reported as well
 
@@ -38,6 +39,9 @@ def summary(sums: dict[str, Any], what: str) -> dict[str, float]:
     values = {name: float(value / sums["count"]) for name, value in losses.items()}
     if "top5" in sums:
         values["acc_top5"] = float(sums["top5"] / sums["count"])
+    of_layers = {k: v for k, v in sums.items() if k.startswith(diagnostics.PREFIX)}
+    if of_layers:
+        values |= diagnostics.summary(of_layers, sums["confusion"].sum(1))
     return classification(sums["confusion"]) | values
 
 

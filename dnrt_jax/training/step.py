@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from dnrt_jax import arr
 from dnrt_jax.config import Config
 from dnrt_jax.runtime.sharding import platform, split
-from dnrt_jax.training import metrics
+from dnrt_jax.training import diagnostics, metrics
 from dnrt_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -240,6 +240,8 @@ def eval_step(
             targets = arr.lookup(state.centroids, responses, labels, target=arr_config.target)
             mean = arr.loss(responses, targets, mask=mask, average=arr_config.average)
             sums["loss_arr"] = mean * mask.sum()
+            raw = recorded["responses"]
+            sums |= diagnostics.sums(state.centroids, responses, raw, labels, mask)
         return sums | ({"logits": logits} if keep_logits else {})
 
     return step
