@@ -143,28 +143,33 @@ def test_sizes_are_in_bytes():
     assert hlo.size("(s4[6]{0}, token[])") == 3
 
 
+def collectives(*lines):
+    text = "\n".join(["ENTRY %main (x: f32[]) -> f32[] {", *(f"  {line}" for line in lines), "}"])
+    return hlo.collectives(hlo.parse(text), "main")
+
+
 def test_collectives_are_counted_by_kind_in_bytes():
-    text = """
-      %a = (f32[10,4]{1,0}, s32[10]{0}) all-reduce(%x, %y), replica_groups={}
-      ROOT %b = bf16[8]{0} all-gather-start(%z), dimensions={0}
-      %c = f32[] all-reduce(%w)
-      %d = f32[99] add(%a, %b)"""
-    assert hlo.collectives(text) == {"all-reduce": (2, 160 + 40 + 4), "all-gather": (1, 16)}
+    assert collectives(
+        "%a = (f32[10,4]{1,0}, s32[10]{0}) all-reduce(%x, %y), replica_groups={}",
+        "%c = f32[] all-reduce(%w)",
+        "%d = f32[99] add(%a, %b)",
+        "ROOT %b = bf16[8]{0} all-gather-start(%z), dimensions={0}",
+    ) == {"all-reduce": (2, 160 + 40 + 4), "all-gather": (1, 16)}
 
 
 def test_a_collective_spread_over_fusions_counts_once():
-    text = """
-      %a = f32[4]{0} all-gather(%x), channel_id=3, dimensions={0}
-      %b = f32[4]{0} all-gather(%y), channel_id=3, dimensions={0}
-      %c = f32[4]{0} all-gather(%z), channel_id=4, dimensions={0}"""
-    assert hlo.collectives(text) == {"all-gather": (2, 32)}
+    assert collectives(
+        "%a = f32[4]{0} all-gather(%x), channel_id=3, dimensions={0}",
+        "%b = f32[4]{0} all-gather(%y), channel_id=3, dimensions={0}",
+        "%c = f32[4]{0} all-gather(%z), channel_id=4, dimensions={0}",
+    ) == {"all-gather": (2, 32)}
 
 
 def test_an_asynchronous_gather_counts_its_result_alone():
-    text = "%a = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), channel_id=1"
-    assert hlo.collectives(text) == {"all-gather": (1, 32)}
-    text = "%a = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%x)"
-    assert hlo.collectives(text) == {"collective-permute": (1, 8)}
+    gathered = collectives("%a = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), channel_id=1")
+    assert gathered == {"all-gather": (1, 32)}
+    line = "%a = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%x)"
+    assert collectives(line) == {"collective-permute": (1, 8)}
 
 
 def test_gathers_of_single_elements_are_scalar(program):

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
     yield row("memory", facts["memory"] / 1e6, "MB a device")
     program = hlo.parse(text)
     body = program.loop() if args.what == "train" else program.entry
-    for kind, (count, size) in hlo.collectives(text).items():
+    for kind, (count, size) in hlo.collectives(program, body).items():
         yield row(kind, count, "a step")
         yield row(f"{kind}, results", size / 1e6, "MB a step")
     for kind in ("gather", "scatter"):
@@ -99,8 +99,9 @@ def _tpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[st
     for name, count in cycles.items():
         yield name, count / 1e6, "M cycles"
     yield "step", (total := sum(cycles.values())) / 1e6, "M cycles"
-    outside = sum(times * (i.cycles or 0) for i, times in program.outside(body))
-    yield "outside the loop", outside / 1e6, "M cycles"
+    if args.what == "train":
+        outside = sum(times * (i.cycles or 0) for i, times in program.outside(body))
+        yield "outside the loop", outside / 1e6, "M cycles"
     for kind, count in sorted(unknown.items()):
         yield f"without an estimate: {kind}", count, "a step"
     if hertz := targets.TPU_HZ[args.target.split(":")[1]]:

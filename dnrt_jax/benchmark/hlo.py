@@ -185,27 +185,23 @@ def _product(dims: str) -> int:
     return math.prod(int(n) for n in dims.split(",") if n)
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """(number, bytes of their results on one device) by kind, of a compiled program's text.
+def collectives(program: Program, computation: str) -> dict[str, tuple[int, int]]:
+    """(number, bytes of their results on one device) by kind.
 
     A TPU spreads one over several fusions that repeat it: its channel counts once.
     """
     found: dict[str, tuple[int, int]] = {}
     seen = set()
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-        if not match:
-            continue
-        shapes, kind, starts = match.groups()
-        channel = _first(r"channel_id=(\d+)", line)
-        if channel in seen:
+    for i, times in program.running(computation, deep=True):
+        kind, channel = i.opcode.removesuffix("-start"), _first(r"channel_id=(\d+)", i.attributes)
+        if kind not in KINDS or channel in seen:
             continue
         seen |= {channel} - {None}
-        arrays = [_bytes(*array) for array in _ARRAY.findall(shapes)]
-        if starts and kind in ("all-gather", "collective-permute") and len(arrays) > 1:
+        arrays = [_bytes(*array) for array in _ARRAY.findall(i.result)]
+        if kind != i.opcode and kind in ("all-gather", "collective-permute") and len(arrays) > 1:
             arrays = arrays[1:2]  # what went in, what comes out, what keeps watch
         count, before = found.get(kind, (0, 0))
-        found[kind] = count + 1, before + sum(arrays)
+        found[kind] = count + times, before + times * sum(arrays)
     return found
 
 

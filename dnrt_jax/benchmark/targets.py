@@ -1,6 +1,7 @@
 """Accelerators that a program can be compiled for where there is none."""
 
 import math
+import re
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def check(target: str) -> None:
     """Raises a ConfigError for an unknown target, or one whose compiler is not installed."""
     kind, _, model = target.partition(":")
     generation, _, shape = model.partition(":")
-    is_tpu = kind == "tpu" and generation in TPU_HZ and shape.replace("x", "").isdecimal()
+    is_tpu = kind == "tpu" and generation in TPU_HZ and re.fullmatch(r"\d+(x\d+){1,2}", shape)
     if not is_tpu and not (kind == "gpu" and model in CARDS):
         raise ConfigError(f"--target={target}: known are {', '.join(KNOWN)}, and TPUs of any shape")
     if is_tpu and not find_spec("libtpu"):
