@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnrt_jax import arr
-from dnrt_jax.benchmark.scaling import collectives
+from dnrt_jax.benchmark import hlo
 
 B, K, M = 16, 5, 0.1
 RULES, TARGETS = ("sequential", "centroid"), ("updated", "previous")
@@ -475,7 +475,7 @@ class TestEightDevicesEqualOne:
             centroids = arr.init(responses, 20)
             run = jax.jit(step, in_shardings=(whole, split, split), out_shardings=(whole, split))
             program = run.lower(centroids, responses, jnp.zeros(B, jnp.int32)).compile()
-            return {kind: n for kind, (n, _) in collectives(program.as_text()).items()}
+            return {kind: n for kind, (n, _) in hlo.collectives_of(program.as_text()).items()}
 
         assert count(5) == count(2)
         assert sum(count(2).values()) <= 8

@@ -185,6 +185,12 @@ def _product(dims: str) -> int:
     return math.prod(int(n) for n in dims.split(",") if n)
 
 
+def collectives_of(text: str) -> dict[str, tuple[int, int]]:
+    """`collectives` of all that a compiled program, by its text, runs."""
+    program = parse(text)
+    return collectives(program, program.entry)
+
+
 def collectives(program: Program, computation: str) -> dict[str, tuple[int, int]]:
     """(number, bytes of their results on one device) by kind.
 

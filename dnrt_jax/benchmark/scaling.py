@@ -99,10 +99,9 @@ def compiled(settings: dict[str, Any]) -> dict[str, Any]:
     program = program.lower(built.shapes, batch).compile()
     memory: Any = program.memory_analysis()
     text: Any = program.as_text()
-    read = hlo.parse(text)
     return {
         "memory": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-        "collectives": hlo.collectives(read, read.entry),
+        "collectives": hlo.collectives_of(text),
         "macs": built.task.multiply_accumulates(built.model),
     }
 

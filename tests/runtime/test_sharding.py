@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax import arr, experiment
-from dnrt_jax.benchmark.scaling import collectives
+from dnrt_jax.benchmark import hlo
 from dnrt_jax.config import default, validate
 from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.runtime.errors import ConfigError
@@ -144,7 +144,7 @@ def moved_bytes(rule):
         return arr.loss(responses, targets), centroids
 
     compiled = jax.jit(step, out_shardings=whole).lower(centroids, responses, labels).compile()
-    return {kind: size for kind, (_, size) in collectives(compiled.as_text()).items()}
+    return {kind: size for kind, (_, size) in hlo.collectives_of(compiled.as_text()).items()}
 
 
 def test_the_centroid_rule_moves_class_sums_and_counts_only():
