@@ -4,9 +4,10 @@ The program is the one that training dispatches: many steps in a loop, on 50,000
 memory. What is counted is one pass of that loop (of evaluation and inference, the whole program),
 with all that it calls, on one device; what lies outside of it is paid once a dispatch.
 
-TPU: the compiler's estimated cycles. Gathers and scatters, collectives and copies in flight have
-no estimate and are counted beside it. GPU: kernels, and bytes with every operand and result of a
-kernel counted whole. No run, no autotuning, no overlap: these compare programs, not machines.
+TPU: the compiler's estimated cycles, and the time they take where the clock is published. Gathers
+and scatters, collectives and copies in flight have no estimate and are counted beside it. GPU:
+kernels, and bytes with every operand and result of a kernel counted whole. No run, no autotuning,
+no overlap: these compare programs, not machines.
 """
 
 import argparse
@@ -81,8 +82,9 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
         yield row(f"{kind}, results", size / 1e6, "MB a step")
     for kind in ("gather", "scatter"):
         yield row(f"scalar {kind}s", hlo.scalar_moves(program, body)[kind], "a step")
-    pixels = IMAGES * facts["pixels"] if args.what == "train" else args.batch_size * facts["pixels"]
-    yield row("copies of the data set", hlo.copies(program, "u8", pixels), "a dispatch")
+    if args.what == "train":
+        copies = hlo.copies(program, "u8", IMAGES * facts["pixels"])
+        yield row("copies of the data set", copies, "a dispatch")
     yield row("float64 arrays", len(re.findall(r"\bf64\[", text)), "a program")
     read = _tpu_rows if args.target.startswith("tpu") else _gpu_rows
     for what, value, unit in read(args, facts, program, body):
