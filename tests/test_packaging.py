@@ -79,7 +79,15 @@ def test_the_wheel_needs_jax_and_flax_alone_unless_an_extra_is_asked_for(wheel):
         metadata = Parser().parsestr(archive.read(name).decode())
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(line.split(">=")[0] for line in needed) == ["flax", "jax"]
-    assert set(metadata.get_all("Provides-Extra", [])) == {"train", "test", "torch", "tpu", "cuda"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "train",
+        "test",
+        "torch",
+        "tpu",
+        "cuda",
+        "aot-tpu",
+        "aot-gpu",
+    }
 
 
 def test_the_installed_wheel_trains_with_a_config_of_the_user_from_another_folder(wheel, tmp_path):
