@@ -16,7 +16,7 @@ from golden_files import assert_close, below, load
 
 from dnrt_jax import convert, experiment, models
 from dnrt_jax.config import default, validate
-from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime import weight_files
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.weight_files import Description
 
@@ -184,9 +184,9 @@ def test_weights_survive_a_file_bit_for_bit(tmp_path, name, kwargs):
     assert any(
         not value.flags.c_contiguous for value in exported.values()
     )  # what safetensors mixes up
-    weights.write(tmp_path / "a.safetensors", exported, description())
-    assert_equal(weights.read(tmp_path / "a.safetensors"), exported)
-    assert weights.read_description(tmp_path / "a.safetensors") == description()
+    weight_files.write(tmp_path / "a.safetensors", exported, description())
+    assert_equal(weight_files.read(tmp_path / "a.safetensors"), exported)
+    assert weight_files.read_description(tmp_path / "a.safetensors") == description()
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "config.json"}
 
 
@@ -195,7 +195,7 @@ def test_torch_loads_what_is_written(tmp_path):
     from safetensors.torch import load_file
 
     source = state_dict("cifar_resnet18", **CNN)
-    weights.write(tmp_path / "a.safetensors", source, description())
+    weight_files.write(tmp_path / "a.safetensors", source, description())
     loaded = load_file(tmp_path / "a.safetensors")
     norm, fc = torch.nn.BatchNorm2d(4), torch.nn.Linear(6, 5)
     for module, prefix in ((norm, "conv1.1."), (fc, "fc.")):
@@ -206,7 +206,7 @@ def test_torch_loads_what_is_written(tmp_path):
 
 def test_a_failed_write_leaves_the_files_of_before(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    weights.write(path, state_dict(), description())
+    weight_files.write(path, state_dict(), description())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(path, text):
@@ -214,7 +214,7 @@ def test_a_failed_write_leaves_the_files_of_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)  # after the weights, that is
     with pytest.raises(OSError, match="No space left"):
-        weights.write(path, state_dict(seed=1), description())
+        weight_files.write(path, state_dict(seed=1), description())
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -225,15 +225,15 @@ def test_the_config_of_others_is_not_overwritten(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "b.safetensors").touch()
     with pytest.raises(ValueError, match="belongs to something else; write to a folder of its own"):
-        weights.write(tmp_path / "a.safetensors", {}, description())
+        weight_files.write(tmp_path / "a.safetensors", {}, description())
     assert (tmp_path / "config.json").read_text() == content
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_renamed_weights_keep_their_description(tmp_path):
-    weights.write(tmp_path / "a.safetensors", state_dict(), description())
+    weight_files.write(tmp_path / "a.safetensors", state_dict(), description())
     path = (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
-    assert weights.read_description(path) == description()
+    assert weight_files.read_description(path) == description()
 
 
 @pytest.mark.parametrize(
@@ -248,11 +248,11 @@ def test_renamed_weights_keep_their_description(tmp_path):
     ],
 )
 def test_a_damaged_description_is_named(tmp_path, changed, message):
-    weights.write(tmp_path / "a.safetensors", state_dict(), description())
+    weight_files.write(tmp_path / "a.safetensors", state_dict(), description())
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     with pytest.raises(ValueError, match=rf"config\.json: damaged .*{message}"):
-        weights.read_description(tmp_path / "a.safetensors")
+        weight_files.read_description(tmp_path / "a.safetensors")
 
 
 WHOLE = safetensors.numpy.save({"a": np.ones(3, np.float32)})
@@ -305,7 +305,7 @@ def test_a_hostile_pickle_is_refused_before_it_runs(tmp_path, torch, form):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(ValueError, match=r"a\.pth: refused, it holds posix\.mkdir"):
-        weights.read(path)
+        weight_files.read(path)
     assert not trap.exists()
     pickle.loads(pickle.dumps(Hostile(trap)))
     assert trap.exists()  # so the trap works where it is let in
@@ -315,7 +315,7 @@ def test_nothing_but_a_namespace_is_let_in(tmp_path, torch):
     for name, value in {"path": Path("x"), "array": np.ones(2), "layer": torch.nn.ReLU()}.items():
         torch.save({"model": {}, "args": argparse.Namespace(x=value)}, tmp_path / f"{name}.pth")
         with pytest.raises(ValueError, match="only tensors, plain values"):
-            weights.read(tmp_path / f"{name}.pth")
+            weight_files.read(tmp_path / f"{name}.pth")
 
 
 @pytest.fixture
@@ -365,7 +365,8 @@ def test_names_of_a_distributed_model_and_bfloat16_are_understood(tmp_path, torc
     }
     torch.save(content, tmp_path / "a.pth")
     assert_equal(
-        weights.read(tmp_path / "a.pth"), {"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)}
+        weight_files.read(tmp_path / "a.pth"),
+        {"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)},
     )
 
 
@@ -381,16 +382,16 @@ def test_a_torn_checkpoint_is_one_line(tmp_path, torch, capsys, keep):
 def test_a_checkpoint_without_weights_says_what_is_missing(tmp_path, torch):
     torch.save({"epoch": 3, "model": {"layers": [1, 2]}}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="no state dict"):
-        weights.read(tmp_path / "a.pth")
+        weight_files.read(tmp_path / "a.pth")
 
 
 def test_only_torch_checkpoints_need_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").touch()
     with pytest.raises(ValueError, match=r"needs PyTorch.*dnrt_jax\[torch\]"):
-        weights.read(tmp_path / "a.pth")
-    weights.write(tmp_path / "a.safetensors", state_dict(), description())
-    assert_equal(weights.read(tmp_path / "a.safetensors"), state_dict())
+        weight_files.read(tmp_path / "a.pth")
+    weight_files.write(tmp_path / "a.safetensors", state_dict(), description())
+    assert_equal(weight_files.read(tmp_path / "a.safetensors"), state_dict())
 
 
 # ---------------------------------------------------------------- the command
@@ -432,7 +433,7 @@ def test_the_command_counts_classes_and_takes_every_field_of_the_model(source, t
 
 
 def test_an_export_can_be_converted_on_to_other_classes_and_another_size(source, tmp_path):
-    weights.write(tmp_path / "1" / "a.safetensors", state_dict(), description())
+    weight_files.write(tmp_path / "1" / "a.safetensors", state_dict(), description())
     out = tmp_path / "2" / "a.safetensors"
     convert.main(
         [str(tmp_path / "1/a.safetensors"), str(out), "--num_classes=2", "--image_size=16"]
@@ -504,7 +505,7 @@ def starting_from(built, path):
 def test_a_run_starts_from_a_file_with_all_else_fresh(built, tmp_path):
     sizes = {"image_size": 8, "stage_sizes": (1,), "widths": (4,)}
     source = state_dict("cifar_resnet18", channels=1, act="relu", **sizes)
-    weights.write(tmp_path / "a.safetensors", source, description())
+    weight_files.write(tmp_path / "a.safetensors", source, description())
     state = experiment.initial_state(starting_from(built, tmp_path / "a.safetensors"))
     variables = convert.from_torch(
         source, "cifar_resnet18", 1, num_classes=10, act="raa_relu", **sizes
@@ -520,7 +521,7 @@ def test_a_run_starts_from_a_file_with_all_else_fresh(built, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.safetensors", "none.safetensors"])
 def test_weights_that_do_not_fit_the_config_are_one_line(built, tmp_path, name):
-    weights.write(tmp_path / "a.safetensors", state_dict(), description())
+    weight_files.write(tmp_path / "a.safetensors", state_dict(), description())
     with pytest.raises(ConfigError, match=r"^config\.init_from: .*") as error:
         experiment.initial_state(starting_from(built, tmp_path / name))
     assert "\n" not in str(error.value)

@@ -14,8 +14,7 @@ from PIL import Image
 from dnrt_jax import convert, models, predict
 from dnrt_jax.config import default, to_json
 from dnrt_jax.data import augment
-from dnrt_jax.runtime import checkpoint
-from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.runtime import checkpoint, weight_files
 from dnrt_jax.runtime.weight_files import Description
 
 MLP = {"name": "mlp", "image_size": 6, "embed_dim": 8, "depth": 1, "act": "raa"}
@@ -35,7 +34,7 @@ def export(folder, channels=3, num_classes=7, **changed):
     fields = {"mean": (0.5,) * channels, "std": (0.25,) * channels, "eval_resize": 8}
     fields |= {"class_names": NAMES[:num_classes], **changed}
     state_dict = convert.to_torch(drawn(models.create(**model), channels))
-    weights.write(folder / "a.safetensors", state_dict, Description(model, **fields))
+    weight_files.write(folder / "a.safetensors", state_dict, Description(model, **fields))
     return folder / "a.safetensors"
 
 
@@ -224,11 +223,11 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, message
     source = export(tmp_path / "nan")
     state_dict, described = convert.load(source)
     bad = {k: np.full_like(v, np.nan) for k, v in state_dict.items()}
-    weights.write(tmp_path / "bare.safetensors", state_dict, described)
+    weight_files.write(tmp_path / "bare.safetensors", state_dict, described)
     (tmp_path / "config.json").unlink()
-    weights.write(source, bad, described)
+    weight_files.write(source, bad, described)
     fewer = Description(described.model | {"num_classes": 3}, (0.5,) * 3, (1,) * 3, 8, None)
-    weights.write(tmp_path / "other/a.safetensors", state_dict, fewer)
+    weight_files.write(tmp_path / "other/a.safetensors", state_dict, fewer)
     with pytest.raises(SystemExit) as error:
         predict.main([*arguments, "a.png"])
     assert error.value.code == 1

@@ -7,7 +7,7 @@ import pytest
 from making import encoded, exif, turned
 from PIL import Image, ImageOps
 
-from dnrt_jax.data import decode as images
+from dnrt_jax.data import decode
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -20,7 +20,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def test_grey_becomes_three_equal_channels():
-    pixels = images.decode(saved(Image.fromarray(RAMP), "PNG"), "grey.png")
+    pixels = decode.decode(saved(Image.fromarray(RAMP), "PNG"), "grey.png")
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.repeat(RAMP[..., None], 3, -1))
 
@@ -28,7 +28,7 @@ def test_grey_becomes_three_equal_channels():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     image = Image.fromarray(RAMP.astype(np.uint16) * 257)
-    pixels = images.decode(saved(image, kind), "deep")
+    pixels = decode.decode(saved(image, kind), "deep")
     np.testing.assert_array_equal(pixels[..., 0], RAMP)
 
 
@@ -38,19 +38,19 @@ def test_palette_is_looked_up_also_with_transparency():
     palette = Image.fromarray(rgb).quantize(2)
     for options in ({}, {"transparency": bytes([0, 255])}):
         data = saved(palette, "PNG", **options)
-        np.testing.assert_array_equal(images.decode(data, "palette.png"), rgb)
+        np.testing.assert_array_equal(decode.decode(data, "palette.png"), rgb)
 
 
 def test_alpha_is_dropped():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[...] = (10, 20, 30, 128)
-    pixels = images.decode(saved(Image.fromarray(rgba), "PNG"), "alpha.png")
+    pixels = decode.decode(saved(Image.fromarray(rgba), "PNG"), "alpha.png")
     np.testing.assert_array_equal(pixels, rgba[..., :3])
 
 
 def test_cmyk_keeps_its_colours():
     red = Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")
-    pixels = images.decode(saved(red, "JPEG", quality=95), "cmyk.jpg")
+    pixels = decode.decode(saved(red, "JPEG", quality=95), "cmyk.jpg")
     assert np.abs(pixels.astype(int) - (250, 10, 10)).max() <= 6
 
 
@@ -62,7 +62,7 @@ QUARTERS[:8, 16:], QUARTERS[8:, :16], QUARTERS[8:, 16:] = 80, 160, 240
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_picture_of_each_orientation_is_upright(number, kind):
     options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {})
-    pixels = images.decode(turned(Image.fromarray(QUARTERS), number, kind, **options), "photo")
+    pixels = decode.decode(turned(Image.fromarray(QUARTERS), number, kind, **options), "photo")
     assert pixels.shape == (24, 40, 3)
     assert np.abs(pixels.astype(int) - QUARTERS).max() <= (4 if kind == "JPEG" else 0)
 
@@ -71,15 +71,15 @@ def test_upright_is_what_pillow_calls_so():
     for number in range(1, 9):
         with Image.open(io.BytesIO(turned(Image.fromarray(QUARTERS), number))) as image:
             expected = np.asarray(ImageOps.exif_transpose(image))
-            assert images.upright_size(image) == (40, 24)
-            np.testing.assert_array_equal(np.asarray(images.to_rgb(image)), expected)
+            assert decode.upright_size(image) == (40, 24)
+            np.testing.assert_array_equal(np.asarray(decode.to_rgb(image)), expected)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0", exif(9), exif(0)])
 def test_an_orientation_that_says_nothing_is_none(exif):
     picture = Image.fromarray(QUARTERS)
-    plain = images.decode(saved(picture, "JPEG"), "photo")
-    np.testing.assert_array_equal(images.decode(saved(picture, "JPEG", exif=exif), "photo"), plain)
+    plain = decode.decode(saved(picture, "JPEG"), "photo")
+    np.testing.assert_array_equal(decode.decode(saved(picture, "JPEG", exif=exif), "photo"), plain)
 
 
 def bomb() -> bytes:
@@ -113,8 +113,8 @@ JPEG = saved(
     ],
 )
 def test_a_broken_image_is_one_line_with_its_name(data, reason):
-    with pytest.raises(images.BrokenImage, match=reason) as caught:
-        images.decode(data, "folder/this.jpg")
+    with pytest.raises(decode.BrokenImage, match=reason) as caught:
+        decode.decode(data, "folder/this.jpg")
     assert str(caught.value).startswith("folder/this.jpg: ")
     assert "\n" not in str(caught.value)
 
@@ -122,16 +122,16 @@ def test_a_broken_image_is_one_line_with_its_name(data, reason):
 def test_fit_cuts_the_centre_square_of_the_resized_image():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255
-    square = np.asarray(images.fit(Image.fromarray(wide), 5))
+    square = np.asarray(decode.fit(Image.fromarray(wide), 5))
     assert square.shape == (5, 5, 3)
     assert (square[:, 1:4] == 255).all()
 
 
 def test_fit_refuses_what_would_not_fit_in_memory():
     data = saved(Image.new("RGB", (5000, 1)), "PNG")
-    with pytest.raises(images.BrokenImage, match="too narrow"):
-        images.decode(data, "line.png", side=8)
+    with pytest.raises(decode.BrokenImage, match="too narrow"):
+        decode.decode(data, "line.png", side=8)
 
 
 def test_eval_side_is_the_protocols():
-    assert (images.eval_side(32), images.eval_side(224)) == (36, 256)
+    assert (decode.eval_side(32), decode.eval_side(224)) == (36, 256)

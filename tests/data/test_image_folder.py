@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from making import encoded, pets, write_archive, write_folder
 
-from dnrt_jax.data import cache, datasets
-from dnrt_jax.data import decode as images
-from dnrt_jax.data import image_folder as folder
+from dnrt_jax.data import cache, datasets, decode, image_folder
 from dnrt_jax.data.source import Subset
 from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
@@ -127,14 +125,14 @@ def test_a_source_knows_its_labels_and_a_part_of_it_is_a_source(tmp_path, packed
 
 def test_a_class_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     write_folder(tmp_path / "pets", pets())
-    scan = folder.os.scandir
+    scan = image_folder.os.scandir
 
     def locked(path):
         if str(path).endswith("dog"):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(folder.os, "scandir", locked)
+    monkeypatch.setattr(image_folder.os, "scandir", locked)
     with pytest.raises(DataError, match=r"train/dog cannot be read \(Permission denied\)"):
         load(tmp_path)
 
@@ -186,7 +184,7 @@ def test_a_truncated_archive_is_named(tmp_path, archive):
 
 
 def test_a_member_too_long_for_an_image_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_BYTES", 10)
+    monkeypatch.setattr(image_folder, "MAX_BYTES", 10)
     for archive in ("pets.tar", "others.zip"):
         write_archive(tmp_path / archive, pets())
         with pytest.raises(DataError, match="too long for an image"):
@@ -217,7 +215,7 @@ def test_one_broken_image_may_be_skipped_in_a_small_set_but_not_the_only_one(tmp
 def test_the_second_start_reads_the_cache_and_a_new_archive_does_not(tmp_path, monkeypatch):
     path = write_archive(tmp_path / "pets.zip", pets())
     first = load(tmp_path)
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(decode, "decode", None)
     assert same(load(tmp_path), first)
     monkeypatch.undo()
     path.unlink()

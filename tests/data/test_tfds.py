@@ -12,28 +12,25 @@ import numpy as np
 import pytest
 from making import encoded
 
-from dnrt_jax.data import datasets
-from dnrt_jax.data import decode as images
-from dnrt_jax.data import stream as loader
-from dnrt_jax.data import tfds as prepared
+from dnrt_jax.data import datasets, decode, stream, tfds
 from dnrt_jax.runtime.errors import DataError, DataNotFoundError
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.10")
+    class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder):
+        VERSION = tensorflow_datasets.core.Version("1.0.10")
 
         def _info(self):
             features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=["odd", "even"]),
+                "image": tensorflow_datasets.features.Image(shape=(None, None, 3)),
+                "label": tensorflow_datasets.features.ClassLabel(names=["odd", "even"]),
             }
-            return tfds.core.DatasetInfo(
+            return tensorflow_datasets.core.DatasetInfo(
                 builder=self,
-                features=tfds.features.FeaturesDict(features),
+                features=tensorflow_datasets.features.FeaturesDict(features),
                 supervised_keys=("image", "label"),
             )
 
@@ -63,7 +60,7 @@ def tfrecord_dir(data_dir, tmp_path_factory):
         if "array_record" not in path.name:
             text = path.read_text().replace("array_record", "tfrecord")
             (target / path.name).write_text(text)
-    for made in (prepared.Prepared(source, "train"), prepared.Prepared(source, "test")):
+    for made in (tfds.Prepared(source, "train"), tfds.Prepared(source, "test")):
         records = [made.records[i] for i in range(len(made))]
         data = b"".join(struct.pack("<Q", len(r)) + b"crc1" + r + b"crc2" for r in records)
         (target / f"tiny-{made.split}.tfrecord-00000-of-00001").write_bytes(data)
@@ -90,7 +87,7 @@ def test_the_newest_version_that_is_complete_is_found(tmp_path):
         (tmp_path / "set" / version).mkdir(parents=True)
     for version in ("1.0.2", "1.0.10", "not.a.version"):
         (tmp_path / "set" / version / "dataset_info.json").touch()
-    found = prepared.find("set", tmp_path)
+    found = tfds.find("set", tmp_path)
     assert found is not None
     assert found.name == "1.0.10"
 
@@ -105,7 +102,7 @@ def test_an_unprepared_set_names_the_command(tmp_path):
 
 def test_labels_are_known_without_decoding(either_dir, monkeypatch):
     expected = datasets.load("tfds:tiny", either_dir, "train", image_size=8).labels
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(decode, "decode", None)
     labels = datasets.find("tfds:tiny", either_dir, "train").labels
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, expected)
@@ -175,13 +172,13 @@ def test_a_truncated_tfrecord_is_named(tfrecord_dir, tmp_path):
         cut = tmp_path / "cut.tfrecord"
         cut.write_bytes(path.read_bytes()[:keep])
         with pytest.raises(DataError, match=r"cut\.tfrecord is truncated"):
-            prepared.TFRecords([str(cut)])
+            tfds.TFRecords([str(cut)])
 
 
 def test_a_prepared_set_goes_to_workers_and_streams(either_dir):
     source = datasets.find("tfds:tiny", either_dir, "train")
     expected = datasets.load("tfds:tiny", either_dir, "train", image_size=8)
-    stream = loader.Stream(pickle.loads(pickle.dumps(source)), batch_size=3, side=6)
-    batches = list(stream.epoch())
+    reader = stream.Stream(pickle.loads(pickle.dumps(source)), batch_size=3, side=6)
+    batches = list(reader.epoch())
     images = np.concatenate([batch["inputs"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(images, expected.images)

@@ -19,8 +19,8 @@ from runs import ROOT
 from dnrt_jax import convert, models
 from dnrt_jax.config import FIELDS, fields_of, flatten, validate
 from dnrt_jax.config_file import load
-from dnrt_jax.data import decode as images
-from dnrt_jax.runtime import weight_files as weights
+from dnrt_jax.data import decode
+from dnrt_jax.runtime import weight_files
 
 seeded = settings(
     max_examples=100,
@@ -116,9 +116,9 @@ def _saved(kind):
 
 
 @seeded
-@given(st.sampled_from(images.FORMATS).map(_saved).flatmap(mutated))
+@given(st.sampled_from(decode.FORMATS).map(_saved).flatmap(mutated))
 def test_a_damaged_image_is_an_image_or_refused_in_one_line(content):
-    decoded, refusal = attempt(images.decode, content, "this.jpg")
+    decoded, refusal = attempt(decode.decode, content, "this.jpg")
     if decoded is None:
         assert refusal.startswith("this.jpg: ")
         assert len(refusal.splitlines()) == 1
@@ -139,7 +139,7 @@ def test_damaged_weights_are_refused_unless_only_values_differ(content):
     folder.mkdir(exist_ok=True)
     path = folder / "fuzzed.safetensors"
     path.write_bytes(content)
-    state_dict, refusal = attempt(weights.read, path)
+    state_dict, refusal = attempt(weight_files.read, path)
     if state_dict is None:
         assert refusal.startswith(f"{path}: ")
         return
