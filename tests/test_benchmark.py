@@ -195,6 +195,7 @@ def test_startup_compares_cold_and_warm(capsys, monkeypatch):
     assert max(starts.count(kept) for kept in starts) == 3
 
 
+@pytest.mark.slow
 def test_startup_ends_with_the_first_step(tmp_path):
     startup.first_step("configs/digits.py", str(tmp_path))
     assert any(path.name.startswith("jit_") for path in tmp_path.iterdir())

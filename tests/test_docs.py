@@ -137,7 +137,7 @@ def clone(tmp_path_factory):
     return folder
 
 
-LONG = re.compile(r"report|scripts|graphsage|cifar10_cnn|--out=grid")  # ten seconds and more each
+LONG = re.compile(r"report|scripts|graphsage|dgraph|cifar10_cnn|--out=grid")  # ten seconds and more each
 
 
 @pytest.mark.parametrize(

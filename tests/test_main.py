@@ -122,7 +122,11 @@ def wait_for_records(process):
 
 @pytest.mark.parametrize(
     ("dispatch", "kills"),
-    [("single", 1), ("scan", 1), pytest.param("single", 5, marks=pytest.mark.slow)],
+    [
+        ("scan", 1),  # tests/faults kills single steps
+        pytest.param("scan", 5, marks=pytest.mark.slow),
+        pytest.param("single", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_random_moments_a_run_ends_as_if_never_killed(whole, tmp_path, dispatch, kills):
     flag, moments = f"--config.train.dispatch={dispatch}", random.Random(kills)

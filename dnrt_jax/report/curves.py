@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 PANELS = {"Loss": ("loss_ce", "loss_arr"), "Accuracy": ("acc",)}
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Draws losses and accuracy by epoch, training dashed and test solid, into an image file."""
+    from matplotlib.figure import Figure  # half a second, which no start of a run should wait for
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for i, name in enumerate(names):
