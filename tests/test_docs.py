@@ -137,7 +137,8 @@ def clone(tmp_path_factory):
     return folder
 
 
-LONG = re.compile(r"report|scripts|graphsage|dgraph|cifar10_cnn|--out=grid")  # ten seconds and more each
+# Ten seconds and more each.
+LONG = re.compile(r"report|scripts|graphsage|dgraph|cifar10_cnn|--out=grid")
 
 
 @pytest.mark.parametrize(
