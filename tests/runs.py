@@ -33,7 +33,11 @@ def command(workdir, *arguments, config="configs/digits.py"):
 
 def environment():
     """As a user's, but on one CPU device; the tests' processes share what they compile."""
-    flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
+    flags = {
+        "XLA_FLAGS": os.environ["TEST_XLA_FLAGS"],
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
     return {k: v for k, v in os.environ.items() if k != "DATA_DIR"} | flags
 
 

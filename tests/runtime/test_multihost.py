@@ -31,8 +31,9 @@ LOST = 75
 
 def start(workdir, processes, devices, *arguments):
     """The program in `processes` processes of `devices` devices each, in one folder."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['TEST_XLA_FLAGS']} {flags}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONWARNINGS": "ignore",
     }
