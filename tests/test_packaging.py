@@ -1,8 +1,9 @@
-"""The wheel: what is in it, what it needs, and that it trains from any folder."""
+"""The sdist and the wheel: what is in them, what they need, and that they train from any folder."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -34,16 +35,31 @@ for name in {set(train_extra.PACKAGES) - {"absl", "optax", "orbax"}!r}:  # flax 
 """
 
 
+FOLDERS = ["configs", "dnrt_jax", "docs", "notebooks", "results", "scripts", "tests"]
+FILES = ["CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE"]
+FILES += ["MANIFEST.in", "README.md", "SECURITY.md", "pyproject.toml", "requirements.txt"]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def sdist(tmp_path_factory):
     """Built from a copy of the sources, so that no build folder is left in the clone."""
     pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(["cp", "-r", *FOLDERS, *FILES, folder], cwd=ROOT, check=True)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    done = python("-c", build, cwd=folder, path="")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "dist").glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist):
+    """Built from the sdist, as for an upload to a package index."""
     pytest.importorskip("pip")
-    folder = tmp_path_factory.mktemp("wheel")
-    files = ["pyproject.toml", "README.md", "LICENSE", "dnrt_jax", "tests", "configs", "scripts"]
-    subprocess.run(["cp", "-r", *files, folder], cwd=ROOT, check=True)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir=dist", ".", cwd=folder)
-    (path,) = (folder / "dist").glob("*.whl")
+    folder = sdist.parent
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir=.", sdist.name, cwd=folder)
+    (path,) = folder.glob("*.whl")
     return path
 
 
@@ -58,10 +74,32 @@ def pip(*arguments, cwd):
 
 
 def python(*arguments, cwd, path=ROOT):
-    env = environment() | {"PYTHONPATH": str(path)}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    return run(sys.executable, *arguments, cwd=cwd, path=path)
+
+
+def run(*command, cwd, path):
+    """Runs a command that finds the packages in the folder `path` before all others."""
+    paths = filter(None, [str(path), os.environ.get("PYTHONPATH")])
+    env = environment() | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_the_sdist_holds_what_a_clone_holds_without_leftovers(sdist):
+    with tarfile.open(sdist) as archive:
+        files = {Path(*Path(m.name).parts[1:]) for m in archive.getmembers() if m.isfile()}
+    expected = {Path(name) for name in FILES}
+    for folder in FOLDERS:
+        expected |= {p.relative_to(ROOT) for p in (ROOT / folder).rglob("*") if p.is_file()}
+    expected = {path for path in expected if path.suffix not in (".pyc", ".pyo")}
+    made = {path for path in files if path.parts[0] == "dnrt_jax.egg-info"}
+    assert files - made == expected | {Path("PKG-INFO"), Path("setup.cfg")}
+
+
+def test_the_distributions_are_what_a_package_index_accepts(sdist, wheel):
+    pytest.importorskip("twine")
+    done = run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, cwd=ROOT, path="")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
 
 
 def test_the_wheel_holds_the_package_with_its_types_and_nothing_else(wheel):
@@ -97,8 +135,8 @@ def test_the_installed_wheel_trains_with_a_config_of_the_user_from_another_folde
     (tmp_path / "my_config.py").write_text(CONFIG)
     where = python("-c", "import dnrt_jax; print(dnrt_jax.__file__)", cwd=elsewhere, path=installed)
     assert where.stdout.strip() == str(installed / "dnrt_jax" / "__init__.py")
-    program = ["-m", "dnrt_jax.main", f"--config={tmp_path}/my_config.py", "--workdir=run"]
-    done = python(*program, cwd=elsewhere, path=installed)
+    program = [installed / "bin" / "dnrt", "train", f"--config={tmp_path}/my_config.py"]
+    done = run(*program, "--workdir=run", cwd=elsewhere, path=installed)
     assert done.returncode == 0, done.stderr
     assert "Finished." in done.stdout
     assert (elsewhere / "run" / "summary.json").exists()
@@ -112,10 +150,14 @@ def test_raa_and_arr_and_the_models_need_jax_and_flax_alone(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["main", "convert", "predict", "preview", "report", "benchmark"])
-def test_a_program_without_the_extra_says_in_one_line_what_to_install(tmp_path, name):
-    code = f"runpy.run_module('dnrt_jax.{name}', run_name='__main__', alter_sys=True)"
-    done = python("-c", WITHOUT_EXTRA + code, cwd=tmp_path)
+MODULES = ["main", "convert", "predict", "preview", "report", "benchmark"]
+STARTS = [f"runpy.run_module('dnrt_jax.{m}', run_name='__main__', alter_sys=True)" for m in MODULES]
+STARTS.append("from dnrt_jax import cli; cli.main(['train'])")
+
+
+@pytest.mark.parametrize("start", STARTS, ids=[*MODULES, "dnrt"])
+def test_a_program_without_the_extra_says_in_one_line_what_to_install(tmp_path, start):
+    done = python("-c", WITHOUT_EXTRA + start, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: not installed: ")

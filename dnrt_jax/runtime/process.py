@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,11 +33,16 @@ DEFECT = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with one-line errors and without abbreviations."""
+    """An ArgumentParser with one-line errors and without abbreviations.
 
-    def __init__(self, **kwargs):
+    prog: as `python -m` runs the program, "python -m dnrt_jax.NAME"; under `dnrt` it is "dnrt NAME".
+    """
+
+    def __init__(self, prog: str, **kwargs):
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"formatter_class": formatter, "allow_abbrev": False} | kwargs)
+        if sys.argv[0].startswith("dnrt "):
+            prog = re.sub(r"python -m dnrt_jax\.\w+", sys.argv[0], prog)
+        super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False} | kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

@@ -30,6 +30,12 @@ def missing() -> list[str]:
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
+def require() -> None:
+    """Ends the program if a package is not installed."""
+    if absent := missing():
+        sys.exit(f"error: not installed: {', '.join(absent)}; run: pip install 'dnrt_jax[train]'")
+
+
 _program = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m`
-if _program and _program.name.startswith("dnrt_jax.") and (absent := missing()):
-    sys.exit(f"error: not installed: {', '.join(absent)}; run: pip install 'dnrt_jax[train]'")
+if _program and _program.name.startswith("dnrt_jax."):
+    require()
