@@ -39,7 +39,10 @@ FIELDS = {
         "image_classification", NAME, "a task of dnrt_jax/tasks, or MODULE:CLASS of your own"
     ),
     "init_from": Field(
-        "", TEXT, "initial weights: a .safetensors or .pth file, or the folder of a run"
+        "",
+        TEXT,
+        "initial weights: a .safetensors or .pth file, the folder of a run, or "
+        "hf:OWNER/NAME[@REVISION] on the Hugging Face hub",
     ),
     "model.name": Field("vit_tiny_patch4_32", NAME, "a model of docs/models.md, or MODULE:CLASS"),
     "model.act": Field("raa", NAME, "activation, one of dnrt_jax.activations.names()"),

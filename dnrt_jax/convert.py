@@ -4,9 +4,11 @@ Names map by rule: the submodule `blocks_0` is `blocks.0` in torch, a `kernel` i
 `weight`. Dtypes are kept. Missing or unexpected tensors are errors; adapted ones are logged.
 
     python -m dnrt_jax.convert SRC OUT.safetensors --model NAME
+    python -m dnrt_jax.convert SRC --push=hf:USER/NAME
 
-SRC is a .safetensors file, a torch checkpoint or the folder of a run. `dnrt_jax.predict` reads OUT
-and the config.json written next to it; see dnrt_jax/runtime/weight_files.py.
+SRC is a .safetensors file, a torch checkpoint, the folder of a run, or hf:OWNER/NAME[@REVISION],
+weights of the Hugging Face hub. `dnrt_jax.predict` reads OUT and the config.json written next to
+it; see dnrt_jax/runtime/weight_files.py.
 """
 
 from dnrt_jax.runtime import train_extra  # noqa: F401
@@ -18,6 +20,7 @@ import ast
 import logging
 import math
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from flax import traverse_util
 
 from dnrt_jax import models
 from dnrt_jax.data.decode import eval_side
-from dnrt_jax.runtime import weight_files
+from dnrt_jax.runtime import hub, model_card, weight_files
 from dnrt_jax.runtime.errors import WeightsError
 from dnrt_jax.runtime.process import Parser, user_errors
 from dnrt_jax.runtime.weight_files import Description, StateDict
@@ -202,16 +205,17 @@ def to_torch(variables: Mapping) -> StateDict:
     }
 
 
-def load(source: Path, checkpoint: str = "latest") -> tuple[StateDict, Description | None]:
+def load(source: Path | str, checkpoint: str = "latest") -> tuple[StateDict, Description | None]:
     """Loads weights and, if known, their description.
 
     Args:
-      source: a file that `weight_files.read` reads, or the folder of a run.
+      source: a file that `weight_files.read` reads, the folder of a run, or hf:OWNER/NAME.
       checkpoint: for a run: "latest", "best" or a step.
 
     Raises:
       UserError: if the weights or the run cannot be read.
     """
+    source = hub.fetch(str(source)) if hub.is_name(source) else Path(source)
     if not source.is_dir():
         return weight_files.read(source), weight_files.read_description(source)
 
@@ -255,12 +259,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, fields = _parse(argv)
         state_dict, known = load(args.source, args.checkpoint)
         state_dict, description = _convert(state_dict, known, args, fields)
-        weight_files.write(args.out, state_dict, description)
+        if args.out:
+            weight_files.write(args.out, state_dict, description)
+        place = _push(args, state_dict, description) if args.push else args.out
     model = description.model
     print(
-        f"{args.out}: {model['name']} ({model['act']}), {model['num_classes']} classes, "
+        f"{place}: {model['name']} ({model['act']}), {model['num_classes']} classes, "
         f"{model['image_size']} pixels, mean {description.mean}, std {description.std}"
     )
+
+
+def _push(args: argparse.Namespace, state_dict: StateDict, description: Description) -> str:
+    """Uploads the weights with a model card; returns the URL of the commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / hub.WEIGHTS
+        weight_files.write(weights, state_dict, description)
+        run = args.source if Path(args.source).is_dir() else None
+        card = model_card.text(args.push, description, run and Path(run), args.checkpoint)
+        weights.with_name("README.md").write_text(card)
+        return hub.push(args.push, Path(folder))
 
 
 def _convert(
@@ -270,13 +287,12 @@ def _convert(
     fields: dict[str, Any],
 ) -> tuple[StateDict, Description]:
     """Applies the options of the command line to weights and their description."""
-    if known is None or args.model not in (None, known.model["name"]):
-        if args.model is None:
-            raise WeightsError(f"{args.source}: does not say its model; give --model=NAME")
-        model, mean, std, known = {"name": args.model}, *IMAGENET, None
-    else:
-        model, mean, std = known.model, known.mean, known.std
-    model, mean = {**model, **fields}, tuple(args.mean or mean)
+    if known is None and args.model is None:
+        raise WeightsError(f"{args.source}: does not say its model; give --model=NAME")
+    mean, std = (known.mean, known.std) if known else IMAGENET
+    same = known and args.model in (None, known.model["name"])
+    model = {**(known.model if known and same else {"name": args.model}), **fields}
+    mean = tuple(args.mean or mean)
     if "num_classes" not in model:
         model["num_classes"] = count_classes(state_dict, model, len(mean))
     created: Any = models.create(**model)
@@ -307,9 +323,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
         epilog="With --model=NAME, any field of that model can be set; add --help to list them.",
     )
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="a .safetensors or .pth file, or a run"
+        "source", metavar="SRC", help="a .safetensors or .pth file, a run, or hf:OWNER/NAME"
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="DIR/NAME.safetensors")
+    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="DIR/NAME.safetensors")
+    parser.add_argument(
+        "--push",
+        metavar="hf:USER/NAME",
+        help="upload to the Hugging Face hub, with a model card",
+    )
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, if SRC does not tell it"
     )
@@ -329,6 +350,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
     if unknown:
         hint = "" if name else "; fields of a model need --model=NAME"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if not (args.out or args.push):
+        parser.error("give OUT, or --push=hf:USER/NAME")
     return args, {field: getattr(args, field) for field in fields if field in args}
 
 

@@ -15,8 +15,10 @@ from jax.sharding import Mesh
 
 from dnrt_jax import convert, models, tasks
 from dnrt_jax.config import Config, duration, model_kwargs
+from dnrt_jax.runtime import hub
 from dnrt_jax.runtime.errors import ConfigError, UserError
 from dnrt_jax.runtime.sharding import make_mesh, state_shardings
+from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
 from dnrt_jax.training.dispatch import Dispatch, Step, create_dispatch
@@ -128,7 +130,8 @@ def initial_state(experiment: Experiment) -> TrainState:
         return fresh
     channels = experiment.task.example.shape[-1]
     try:
-        state_dict, _ = convert.load(Path(source).expanduser())
+        path = source if hub.is_name(source) else Path(source).expanduser()
+        state_dict, known = convert.load(path)
         variables = convert.fit(state_dict, experiment.model, channels)
     except UserError as error:
         raise ConfigError(f"config.init_from: {error}") from None
@@ -136,7 +139,21 @@ def initial_state(experiment: Experiment) -> TrainState:
     params = jax.tree.map(place, variables["params"], fresh.params)
     batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), fresh.batch_stats)
     logging.info("starting from the weights of %s", source)
+    if known:
+        _warn_of_normalisation(known, experiment.config)
     return fresh.replace(params=params, batch_stats=batch_stats)
+
+
+def _warn_of_normalisation(known: Description, config: Config) -> None:
+    rounded = lambda values: [round(x, 3) for x in values]
+    mean, std = (config.data.get(name, ()) for name in ("mean", "std"))
+    if (rounded(mean), rounded(std)) != (rounded(known.mean), rounded(known.std)):
+        logging.warning(
+            "the weights were trained with another normalisation; take "
+            "--config.data.mean=%s --config.data.std=%s",
+            str(known.mean).replace(" ", ""),
+            str(known.std).replace(" ", ""),
+        )
 
 
 def _check_batch(config: Config, task: Task) -> None:

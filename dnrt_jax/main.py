@@ -132,18 +132,25 @@ def _path(args: argparse.Namespace) -> Path:
 
 
 def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
-    """Raises a UserError if the run in the folder cannot be resumed or evaluated with `config`."""
+    """Raises a UserError if the run in the folder cannot be resumed or evaluated with `config`.
+
+    Initial weights from the hub get the revision of the run in the folder, or else today's.
+    """
     from dnrt_jax.config import check_resume, flatten
-    from dnrt_jax.runtime import checkpoint
+    from dnrt_jax.runtime import checkpoint, hub
     from dnrt_jax.runtime.workdir import read_config
 
     if checkpoint.steps(workdir.checkpoints):
+        before = read_config(workdir.path)
+        config.init_from = hub.pin(config.init_from, before.init_from)
         allowed = list(args.allow_change)
         if args.eval_only:  # other data, or the same data in another place
             allowed += [name for name in flatten(config) if name.startswith("data.")]
-        check_resume(read_config(workdir.path), config, allowed)
+        check_resume(before, config, allowed)
     elif args.eval_only:
         raise CheckpointError(f"{workdir.path}: no checkpoint to evaluate; train first")
+    else:
+        config.init_from = hub.pin(config.init_from)
 
 
 def _finished(workdir: Any, total_steps: int) -> dict[str, Any] | None:

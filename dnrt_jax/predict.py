@@ -159,7 +159,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="of a run")
-    source.add_argument("--weights", type=Path, metavar="FILE", help="made by dnrt_jax.convert")
+    source.add_argument(
+        "--weights", metavar="FILE", help="made by dnrt_jax.convert, or hf:OWNER/NAME"
+    )
     parser.add_argument("--checkpoint", default="latest", help="for a run: latest, best or a step")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--batch_size", type=int, default=32, help="images per batch; default: 32")

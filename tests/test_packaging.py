@@ -119,6 +119,7 @@ def test_the_wheel_needs_jax_and_flax_alone_unless_an_extra_is_asked_for(wheel):
     assert sorted(line.split(">=")[0] for line in needed) == ["flax", "jax"]
     assert set(metadata.get_all("Provides-Extra", [])) == {
         "train",
+        "hub",
         "test",
         "torch",
         "tpu",

@@ -35,7 +35,7 @@ DEFECT = (
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with one-line errors and without abbreviations.
 
-    prog: as `python -m` runs the program, "python -m dnrt_jax.NAME"; under `dnrt` it is "dnrt NAME".
+    prog: "python -m dnrt_jax.NAME"; a program started by `dnrt` shows "dnrt NAME" in its place.
     """
 
     def __init__(self, prog: str, **kwargs):

@@ -3,7 +3,8 @@
     DIR/NAME.safetensors   tensors with torch names, readable by PyTorch
     DIR/config.json        the fields of `Description`, needed for predictions
 
-Only .pth files need torch.
+A config.json of timm, as in its repositories on the Hugging Face hub, is read too. Only .pth files
+need torch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ StateDict = dict[str, np.ndarray]  # {torch name: array}
 
 CONFIG = "config.json"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TIMM_ACTS = {"resnet18": "relu"}  # the transformers have gelu
 
 
 @dataclass(frozen=True)
@@ -131,24 +133,59 @@ def read_description(path: Path) -> Description | None:
     Raises:
       WeightsError: for a damaged config.json.
     """
-    config = path.with_name(CONFIG)
-    try:
-        content = json.loads(config.read_text())
-        described = path.with_name(content["weights"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    if described != path and described.exists():
+    content = _read_config(path)
+    if content is None:
         return None
     try:
-        return Description(
-            model={k: tuple(v) if isinstance(v, list) else v for k, v in content["model"].items()},
-            mean=tuple(content["mean"]),
-            std=tuple(content["std"]),
-            eval_resize=content["eval_resize"],
-            class_names=content["class_names"] and tuple(content["class_names"]),
-        )
+        return _of_timm(content) if "architecture" in content else _of_own(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{config}: damaged ({error}); convert the weights again") from None
+        raise WeightsError(
+            f"{path.with_name(CONFIG)}: damaged ({error}); convert the weights again"
+        ) from None
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """The config.json of the weights `path`, ours or timm's; None if there is none."""
+    try:
+        content = json.loads(path.with_name(CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    if isinstance(content.get("architecture"), str):
+        return content
+    described = content.get("weights")
+    if not isinstance(described, str):
+        return None
+    is_of_others = described != path.name and path.with_name(described).exists()
+    return None if is_of_others else content
+
+
+def _of_own(content: dict[str, Any]) -> Description:
+    return Description(
+        model={k: tuple(v) if isinstance(v, list) else v for k, v in content["model"].items()},
+        mean=tuple(content["mean"]),
+        std=tuple(content["std"]),
+        eval_resize=content["eval_resize"],
+        class_names=content["class_names"] and tuple(content["class_names"]),
+    )
+
+
+def _of_timm(content: dict[str, Any]) -> Description:
+    given = content.get("pretrained_cfg", content)  # one table in files of before 2023
+    name, (_, image_size, _) = content["architecture"], given["input_size"]
+    model = {"name": name, "act": TIMM_ACTS.get(name, "gelu"), "image_size": image_size}
+    model["num_classes"] = content.get("num_classes", given["num_classes"])
+    for keyword, value in content.get("model_args", {}).items():
+        model["image_size" if keyword == "img_size" else keyword] = value
+    names = content.get("label_names")
+    return Description(
+        model=model,
+        mean=tuple(given["mean"]),
+        std=tuple(given["std"]),
+        eval_resize=int(image_size / given["crop_pct"]),
+        class_names=tuple(names) if names else None,
+    )
 
 
 def write(path: Path, state_dict: StateDict, description: Description) -> None:
@@ -161,7 +198,7 @@ def write(path: Path, state_dict: StateDict, description: Description) -> None:
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: the weights' name must end in .safetensors")
     config = path.with_name(CONFIG)
-    if config.exists() and read_description(path) is None:
+    if config.exists() and "weights" not in (_read_config(path) or {}):
         raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
     # safetensors ignores strides.
     tensors = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
