@@ -4,6 +4,7 @@ Names map by rule: the submodule `blocks_0` is `blocks.0` in torch, a `kernel` i
 `weight`. Dtypes are kept. Missing or unexpected tensors are errors; adapted ones are logged.
 
     python -m dnrt_jax.convert SRC OUT.safetensors --model NAME
+    python -m dnrt_jax.convert SRC OUT.stablehlo --format=stablehlo
     python -m dnrt_jax.convert SRC --push=hf:USER/NAME
 
 SRC is a .safetensors file, a torch checkpoint, the folder of a run, or hf:OWNER/NAME[@REVISION],
@@ -22,6 +23,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +262,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         state_dict, known = load(args.source, args.checkpoint)
         state_dict, description = _convert(state_dict, known, args, fields)
         if args.out:
-            weight_files.write(args.out, state_dict, description)
+            _write(args, state_dict, description)
         place = _push(args, state_dict, description) if args.push else args.out
     model = description.model
     print(
         f"{place}: {model['name']} ({model['act']}), {model['num_classes']} classes, "
         f"{model['image_size']} pixels, mean {description.mean}, std {description.std}"
     )
+
+
+def _write(args: argparse.Namespace, state_dict: StateDict, description: Description) -> None:
+    if args.format == "safetensors":
+        weight_files.write(args.out, state_dict, description)
+        return
+    from dnrt_jax import inference, stablehlo
+
+    run, variables = inference.classifier(state_dict, description)
+    stablehlo.write(args.out, partial(run, variables), description)
 
 
 def _push(args: argparse.Namespace, state_dict: StateDict, description: Description) -> str:
@@ -325,7 +337,15 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument(
         "source", metavar="SRC", help="a .safetensors or .pth file, a run, or hf:OWNER/NAME"
     )
-    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="DIR/NAME.safetensors")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, nargs="?", help="DIR/NAME.safetensors or .stablehlo"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "stablehlo"),
+        default="safetensors",
+        help="stablehlo: a program for CPU, GPU and TPU, with weights and preprocessing in it",
+    )
     parser.add_argument(
         "--push",
         metavar="hf:USER/NAME",
@@ -352,6 +372,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if not (args.out or args.push):
         parser.error("give OUT, or --push=hf:USER/NAME")
+    if args.out and args.out.suffix != f".{args.format}":
+        parser.error(f"{args.out}: with --format={args.format} its name must end in .{args.format}")
     return args, {field: getattr(args, field) for field in fields if field in args}
 
 

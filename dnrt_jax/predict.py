@@ -2,6 +2,7 @@
 
     python -m dnrt_jax.predict --workdir=runs/digits IMAGE...
     python -m dnrt_jax.predict --weights=DIR/NAME.safetensors --json IMAGE...
+    python -m dnrt_jax.predict --weights=DIR/NAME.stablehlo IMAGE...
 
 An IMAGE is a file, a folder (all images below it) or - (file names on standard input, one per
 line). `python -m dnrt_jax.convert` makes the weights. For an image that cannot be read, one line is
@@ -16,20 +17,21 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dnrt_jax import convert, models
-from dnrt_jax.data import augment, decode
+from dnrt_jax import convert, inference, stablehlo
+from dnrt_jax.data import decode
+from dnrt_jax.runtime import weight_files
 from dnrt_jax.runtime.errors import WeightsError, WorkdirError
 from dnrt_jax.runtime.process import Parser, keep_programs, user_errors
-from dnrt_jax.runtime.weight_files import Description, StateDict
+from dnrt_jax.runtime.weight_files import Description
 
 TOP = 5
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -38,28 +40,19 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 class Classifier:
     """Maps images u8[B, eval_resize, eval_resize, C] to probabilities f32[B, K].
 
+    `run` is that function, on one device.
+
     Raises:
-      WeightsError: if the weights do not fit their description; on calls, if the result is NaN.
+      WeightsError: on calls, if the result is NaN.
     """
 
-    def __init__(self, state_dict: StateDict, description: Description):
+    def __init__(self, run: Callable[[Any], jax.Array], description: Description):
+        self._run = run
         self.description = description
         self.channels = len(description.mean)
-        model: Any = models.create(**description.model)
-        variables = convert.fit(state_dict, model, self.channels, adapt=False)
-        self._variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
-        transform = augment.eval_transform(
-            image_size=description.model["image_size"],
-            eval_resize=description.eval_resize,
-            mean=description.mean,
-            std=description.std,
-        )
-        self._run = jax.jit(
-            lambda variables, x: jax.nn.softmax(model.apply(variables, transform(x)))
-        )
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        probs = np.asarray(self._run(self._variables, batch))
+        probs = np.asarray(self._run(batch))
         if not np.isfinite(probs).all():
             raise WeightsError("the weights give probabilities that are NaN")
         return probs
@@ -132,13 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         if args.workdir and not args.workdir.is_dir():
             raise WorkdirError(f"--workdir={args.workdir}: no such folder")
-        state_dict, description = convert.load(args.workdir or args.weights, args.checkpoint)
-        if description is None:
-            raise WeightsError(
-                f"{args.weights}: no config.json beside it that says what it is; make both with "
-                "python -m dnrt_jax.convert"
-            )
-        classifier, status = Classifier(state_dict, description), 0
+        classifier, status = _load(args), 0
         for result in classifier.predict(expand(args.images), args.batch_size):
             error = result.get("error")
             status = 1 if error else status
@@ -150,6 +137,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                 top = (f"{p['class']} {p['probability']:.1%}" for p in result["predictions"])
                 print(f"{result['image']}: {', '.join(top)}", flush=True)
     return status
+
+
+def _load(args: argparse.Namespace) -> Classifier:
+    if args.weights and args.weights.endswith(stablehlo.SUFFIX):
+        path = Path(args.weights)
+        run, description = stablehlo.read(path), weight_files.read_description(path)
+        return Classifier(run, _known(description, path))
+    source = args.workdir or args.weights
+    state_dict, described = convert.load(source, args.checkpoint)
+    description = _known(described, source)
+    function, variables = inference.classifier(state_dict, description)
+    return Classifier(partial(jax.jit(function), variables), description)
+
+
+def _known(description: Description | None, source: Path | str) -> Description:
+    if description is None:
+        raise WeightsError(
+            f"{source}: no config.json beside it that says what it is; make both with "
+            "python -m dnrt_jax.convert"
+        )
+    return description
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

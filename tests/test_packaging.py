@@ -120,6 +120,7 @@ def test_the_wheel_needs_jax_and_flax_alone_unless_an_extra_is_asked_for(wheel):
     assert set(metadata.get_all("Provides-Extra", [])) == {
         "train",
         "hub",
+        "export",
         "test",
         "torch",
         "tpu",

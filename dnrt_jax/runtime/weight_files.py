@@ -197,18 +197,28 @@ def write(path: Path, state_dict: StateDict, description: Description) -> None:
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: the weights' name must end in .safetensors")
+    # safetensors ignores strides.
+    tensors = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
+    write_bytes(path, safetensors.numpy.save(tensors), description)
+
+
+def write_bytes(path: Path, content: bytes, description: Description) -> None:
+    """Writes `path` and the config.json next to it, replacing existing files atomically.
+
+    Raises:
+      WeightsError: if config.json belongs to something else.
+      OSError: errors of the file system.
+    """
     config = path.with_name(CONFIG)
     if config.exists() and "weights" not in (_read_config(path) or {}):
         raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
-    # safetensors ignores strides.
-    tensors = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
-    content = {"weights": path.name, **asdict(description)}
+    described = {"weights": path.name, **asdict(description)}
     path.parent.mkdir(parents=True, exist_ok=True)
     finals = path, config
     besides = [final.with_name(f"{final.name}.tmp") for final in finals]
     try:
-        besides[0].write_bytes(safetensors.numpy.save(tensors))
-        besides[1].write_text(json.dumps(content, indent=2) + "\n")
+        besides[0].write_bytes(content)
+        besides[1].write_text(json.dumps(described, indent=2) + "\n")
         for beside, final in zip(besides, finals, strict=True):
             beside.replace(final)
     finally:
