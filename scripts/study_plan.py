@@ -127,4 +127,4 @@ def needed(rows: Sequence[Row]) -> Iterator[Run]:
 
 def read(results: Path) -> list[Row]:
     """The lines of a file of results; none if it does not exist."""
-    return [json.loads(line) for line in results.open()] if results.exists() else []
+    return [*map(json.loads, results.read_text().splitlines())] if results.exists() else []

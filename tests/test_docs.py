@@ -25,7 +25,8 @@ NOT_RUN = {  # a pattern of the command: why
     r"reproduce\.py table4": "the same as benchmark table4",
     r"reproduce\.py table1 --dry_run": "tests/test_reproduce_rows.py does, for every table",
     r"reproduce\.py table\d(?!.*--dry_run)": "an accelerator; test_reproduce_rows.py has its rows",
-    r"reproduce\.py study": "an hour; test_reproduce_rows.py has its rows",
+    r"(reproduce\.py study|study\.py)( --jobs=\d)?$": "hours; tests/test_study.py runs a part",
+    r"--config=configs/study": "minutes; tests/test_study.py has its runs",
     r"--config=configs/(cifar|imagenet)": "an accelerator; test_reproduce_rows.py has its rows",
 }
 DIGITS = ["model.embed_dim=16", "model.depth=1", "model.num_heads=2", "train.batch_size=1442"]

@@ -1,7 +1,6 @@
-"""Every row of the paper's tables and of the study trains: one step by the real command, on tiny
+"""Every row of the paper's tables trains: one step by the real command, on tiny
 archives in the layouts of the docs. Sizes are shrunk here; at true size they are marked slow."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from dnrt_jax.runtime.process import split_overrides
 sys.path.insert(0, str(ROOT))
 from scripts import reproduce
 
-TABLES = ("table1", "table2", "table3", "table5", "table6", "study")
+TABLES = ("table1", "table2", "table3", "table5", "table6")
 SMALL = ["train.steps=1", "train.batch_size=8", "eval.batch_size=8"]
 SMALL = [f"--config.{field}" for field in SMALL]
 PLAIN = ["data.crop=none", "data.rand_augment=", "data.erase=0"]  # seconds to compile
@@ -74,18 +73,6 @@ def data(tmp_path_factory):
     return data_of_the_tables(tmp_path_factory.mktemp("data"))
 
 
-def reproduced(table, folder, data, *arguments):
-    """scripts/reproduce.py as a process, that leaves everything below `folder`."""
-    folders = [f"--runs={folder}/runs", f"--results={folder}/results"]
-    return subprocess.run(
-        [sys.executable, "scripts/reproduce.py", table, *folders, *arguments],
-        cwd=ROOT,
-        env=environment() | {"DATA_DIR": str(data)},
-        capture_output=True,
-        text=True,
-    )
-
-
 def check(table, row, folder, data, *fields):
     """Trains a row for a step by its own command."""
     run = reproduce.Run(row, 42, folder / "run", row.overrides() | {"seed": 42})
@@ -103,7 +90,7 @@ def check(table, row, folder, data, *fields):
 
 
 def test_the_chosen_have_every_config_model_and_activation():
-    rows = [row for (table, _), row in ROWS.items() if table != "study"]
+    rows = list(ROWS.values())
     chosen = [ROWS[table, name] for table, names in CHOSEN.items() for name in names]
     for field in ("config", "model"):
         assert {getattr(r, field) for r in chosen} == {getattr(r, field) for r in rows}, field
@@ -132,22 +119,8 @@ def test_a_row_runs(tmp_path, data, table, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "name"), ROWS)
 def test_a_row_runs_at_its_true_size(tmp_path, data, table, name):
-    if table == "study":
-        reproduce.make_study_data(data)
     check(table, ROWS[table, name], tmp_path, data)
     shutil.rmtree(tmp_path / "run")  # gigabytes
-
-
-def test_the_study_runs_from_an_archive_as_tar_makes_it(tmp_path, data):
-    arguments = ["--datasets", "weak", "--acts", "raa+arr", "--steps=1", *SMALL[1:]]
-    arguments += ["--config.model.depth=1"]
-    done = reproduced("study", tmp_path, data, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "| weak | vit | raa+arr |" in done.stdout
-    rows = json.loads((tmp_path / "results" / "study-full-1step.json").read_text())
-    assert [(row["dataset"], row["seeds"]["42"]["step"]) for row in rows] == [("weak", 1)]
-    log = (tmp_path / "runs/study/full-1step/weak/vit/raa+arr/seed42.log").read_text()
-    assert "cifar10-jpeg-20k: 50 training and 80 test images of 10 classes" in log
 
 
 @pytest.mark.parametrize(
