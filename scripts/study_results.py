@@ -118,6 +118,25 @@ def activation_table(rows: Sequence[Row]) -> str:
     return _table(("setting", "difference", "case"), lines, *STATISTICS)
 
 
+def first_table(rows: Sequence[Row]) -> str:
+    """Differences in the first small study, of `results/study/first.json`: one lambda for all."""
+    last = {
+        (row["dataset"], row["case"]): {seed: x["last"] for seed, x in row["seeds"].items()}
+        for row in rows
+    }
+    lines = []
+    for data in ("weak", "full"):
+        paired = lambda one, other, data=data: [
+            last[data, one][seed] - last[data, other][seed] for seed in last[data, one]
+        ]
+        found = {act: paired(f"{act}+arr", act) for act in ACTS}
+        lines += _compared((data, "arr - none"), found)
+        for one, other in ACT_PAIRS:
+            found = {"none": paired(one, other), "arr": paired(f"{one}+arr", f"{other}+arr")}
+            lines += _compared((data, f"{one} - {other}"), found)
+    return _table(("augmentation", "difference", "activation or case"), lines, *STATISTICS)
+
+
 def _compared(names: tuple[str, str], found: dict[str, list[float]]) -> list[tuple[object, ...]]:
     """Lines of a table: one for each that has values, and one of all if several have."""
     found = {name: values for name, values in found.items() if values}

@@ -12,6 +12,7 @@ from runs import ROOT, environment
 
 sys.path.insert(0, str(ROOT))
 from scripts import reproduce
+from scripts.study_results import first_table
 
 
 def planned(*argv):
@@ -61,6 +62,7 @@ def test_the_first_small_study_is_that_of_its_results():
     page = (ROOT / "docs" / "reproduce.md").read_text()
     for data, _, case, _, last, best, _, seeds in cells:
         assert f"| {data} | {case} | {last} | {best} | {seeds} |" in page
+    assert first_table(rows) in page
 
 
 def test_the_plan_tells_the_time(capsys):

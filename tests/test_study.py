@@ -23,9 +23,9 @@ from dnrt_jax.config import validate
 from dnrt_jax.config_file import load
 
 sys.path.insert(0, str(ROOT))
-from scripts import study, study_figures
+from scripts import reproduce, study, study_figures
 from scripts.study_plan import CASES, Run, candidates, chosen, needed, read, run_of
-from scripts.study_results import summarize, tables
+from scripts.study_results import first_table, summarize, tables
 
 SMALL = ["train.steps=1", "train.batch_size=8", "eval.batch_size=8"]
 SMALL = [f"--config.{field}" for field in SMALL]
@@ -168,6 +168,35 @@ def test_the_page_has_the_tables_of_the_committed_results():
     for table in tables(rows).split("\n\n"):
         assert table in page()
     check_comparisons(rows, page())
+
+
+def numbers(text):
+    """Numbers with a decimal point, and sign if one is written, outside tables and code."""
+    text = re.sub(r"^\|.*$|`[^`]*`", "", text, flags=re.MULTILINE)
+    return re.findall(r"(?<![\w.])[-+]?\d+\.\d+", text)
+
+
+def committed():
+    """Every number of the tables, of the paper, and the ratios of the benchmarks."""
+    first = json.loads(study.FIRST.read_text())
+    found = tables(read(study.RESULTS)) + first_table(first) + reproduce.markdown(first)
+    found += (ROOT / "results/paper/tables.json").read_text()
+    lines = (ROOT / "results/performance.jsonl").read_text().splitlines()
+    ratios = [json.loads(line)["ratio"] for line in lines]
+    found += " ".join(f"{ratio:.2f}" for ratio in ratios if ratio)
+    return set(re.findall(r"[-+]?\d+\.\d+", found))
+
+
+@pytest.mark.parametrize("name", ["study", "guide"])
+def test_the_text_has_no_number_that_is_not_among_the_results(name):
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    told = numbers(text.partition("## Results")[2] if name == "study" else text)
+    assert not set(told) - committed()
+
+
+def test_a_number_of_no_result_is_found():
+    assert numbers("by +1.25 (p = 0.063), 3 seeds\n| 7.1 |\n`0.5` v0.4") == ["+1.25", "0.063"]
+    assert not {"+99.99", "0.0001"} & committed()
 
 
 def test_the_figures_show_the_results(whole):
