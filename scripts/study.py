@@ -89,7 +89,7 @@ class Study:
             return todo[0]
 
     def command(self, run: Run) -> list[str]:
-        fields = run.fields() | self._overrides
+        fields = run.fields() | dict(self._overrides)
         program = [sys.executable, "-m", "dnrt_jax.main", f"--workdir={self._folder / run.name}"]
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
         return [*program, f"--config=configs/study.py:{run.setting}", *flags]

@@ -50,8 +50,7 @@ def spreads(rows: Sequence[Row]) -> Figure:
         layers = [row["layers"] for row in found]
         ratios = np.mean([np.divide(x["within"], x["between"]) for x in layers], axis=0)
         axes.plot(range(1, len(ratios) + 1), ratios, ".-", color=color, label=case)
-        axes.set(xlabel="Block", ylabel="Within / between")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="Block", ylabel="Within / between", xticks=range(1, len(ratios) + 1))
     _legend(figure)
     return figure
 
@@ -62,7 +61,7 @@ def norms(rows: Sequence[Row]) -> Figure:
     for axes, color, case, found in _panels(rows, figure):
         if case == "none":
             end = np.mean([row["layers"]["norm"][-1] for row in found])
-            axes.axhline(end, color=color, ls="--", label="none, at the end")
+            axes.axhline(float(end), color=color, ls="--", label="none, at the end")
             continue
         epochs = [at["epoch"] for at in found[0]["epochs"]]
         values = np.mean([[at["norm"][-1] for at in row["epochs"]] for row in found], axis=0)

@@ -38,7 +38,9 @@ def summarize(values: Sequence[float]) -> Summary:
     if len(values) < 2:
         return Summary(values[0], None, None, 1)
     x = np.array(values)
-    test = stats.permutation_test((x,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    test = stats.permutation_test(
+        (x,), np.mean, permutation_type="samples", n_resamples=2 ** len(x)
+    )
     low, high = stats.ttest_1samp(x, 0).confidence_interval()
     return Summary(statistics.fmean(values), (float(low), float(high)), float(test.pvalue), len(x))
 

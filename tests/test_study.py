@@ -203,14 +203,16 @@ def test_the_figures_show_the_results(whole):
     drawn = study_figures.figures(whole)
     assert set(drawn) == {path.stem for path in (ROOT / "docs/figures").glob("study_*.png")}
     (axes,) = drawn["study_accuracy"].axes
-    shown = sorted(y for line in axes.lines if line.get_marker() == "." for y in line.get_ydata())
+    shown = sorted(
+        y for line in axes.lines if line.get_marker() == "." for y in np.asarray(line.get_ydata())
+    )
     tests = [row for row in whole if row["run"]["setting"] == "vit" and not row["run"]["valid"]]
     assert shown == pytest.approx(sorted(100 * row["epochs"][-1]["acc"] for row in tests))
     of_relu = drawn["study_spread"].axes[0].lines
     assert [line.get_label() for line in of_relu] == list(CASES)
     none = [row["layers"] for row in tests if row["run"]["act"] + row["run"]["case"] == "relunone"]
     ratios = np.mean([np.divide(x["within"], x["between"]) for x in none], axis=0)
-    np.testing.assert_allclose(of_relu[0].get_ydata(), ratios)
+    np.testing.assert_allclose(np.asarray(of_relu[0].get_ydata()), ratios)
     assert len(drawn["study_norms"].axes[2].lines) == len(CASES)
 
 
