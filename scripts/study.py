@@ -98,14 +98,13 @@ class Study:
         workdir = self._folder / run.name
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = workdir.with_name(f"{workdir.name}.log")
-        environment = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
+        options: dict[str, Any] = {"cwd": ROOT, "start_new_session": True}  # Ctrl-C is for `stop`
+        options["env"] = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
         with log.open("a") as file:
             with self._lock:
                 if self._stopped:
                     return
-                process = subprocess.Popen(
-                    self.command(run), cwd=ROOT, env=environment, stdout=file, stderr=file
-                )
+                process = subprocess.Popen(self.command(run), stdout=file, stderr=file, **options)
                 self._processes.add(process)
             status = process.wait()
         with self._lock:
@@ -227,7 +226,8 @@ def _show_plan(runs: Sequence[Run]) -> int:
     for run in runs:
         print(run.name)
     minutes = sum(MINUTES[run.setting] * (0.75 if run.valid else 1) for run in runs)
-    print(f"{len(runs)} runs, about {minutes / 60:.1f} hours of one core")
+    more = ", and those whose lambda is yet to be chosen" if any(run.valid for run in runs) else ""
+    print(f"{len(runs)} runs, about {minutes / 60:.1f} hours of one core{more}")
     return 0
 
 
