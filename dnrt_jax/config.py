@@ -148,7 +148,7 @@ FIELDS = {
         "metric that selects the best checkpoint; auc if the task reports it",
     ),
 }
-OF_THE_DATA = ("num_classes", "image_size", "dtype")  # model fields set from data and dtype
+NOT_SET = ("num_classes", "image_size", "dtype", "formulation")  # follow data, dtype and devices
 WORDS = {  # other names of fields, for "did you mean"
     "learning_rate": "optim.lr",
     "lambda": "arr.weight",
@@ -198,7 +198,7 @@ def model_fields(name: str) -> dict[str, Field]:
     found = {}
     for field, annotation in annotations.items():
         rule = rule_of(field, annotation)
-        if rule and field not in (*OF_THE_DATA, "act"):
+        if rule and field not in (*NOT_SET, "act"):
             found[f"model.{field}"] = Field(getattr(example, field), rule, "of the model")
     return found
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from jax.sharding import Mesh
 
 from dnrt_jax import convert, models, tasks
 from dnrt_jax.config import Config, duration, model_kwargs
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime import hub
 from dnrt_jax.runtime.errors import ConfigError, UserError
 from dnrt_jax.runtime.sharding import make_mesh, state_shardings
 from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
-from dnrt_jax.training.dispatch import Dispatch, Step, create_dispatch
+from dnrt_jax.training.dispatch import Dispatch, create_dispatch
 from dnrt_jax.training.state import TrainState, create_state
 from dnrt_jax.training.step import TrainStep
 
@@ -44,7 +46,7 @@ class Experiment(NamedTuple):
     epoch_steps: int
     total_steps: int
     create: Callable[[], TrainState]
-    step: Step
+    step: TrainStep
     rate: optim.Schedule
     shapes: TrainState
 
@@ -76,7 +78,7 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
     mesh = make_mesh() if mesh is None else mesh
     task.check_mesh(mesh)
     _check_batch(config, task)
-    model = create_model(config, len(task.class_names))
+    model = create_model(config, len(task.class_names), formulation_of(mesh))
     epoch_steps = math.ceil(task.num_train / task.batch_size)
     total_steps = duration(config.train.epochs, config.train.steps, epoch_steps)
     _warn_of_warmup(config, total_steps, epoch_steps)
@@ -105,14 +107,26 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
     )
 
 
-def create_model(config: Config, num_classes: int) -> nn.Module:
-    """Creates the model of a valid config.
+def formulation_of(mesh: Mesh) -> Formulation:
+    """The formulation of a model on the devices of `mesh`."""
+    device = mesh.devices.flat[0]
+    if device.platform == "tpu":
+        return "tpu"
+    # cuDNN's attention needs an Ampere GPU or a newer one.
+    cuda = re.fullmatch(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
+    return "gpu" if cuda and int(cuda[1]) >= 8 else "cpu"
+
+
+def create_model(config: Config, num_classes: int, formulation: Formulation = "cpu") -> nn.Module:
+    """Creates the model of a valid config, in a formulation if it has several.
 
     Raises:
       ModelError: for incompatible fields.
     """
-    kwargs = model_kwargs(config)
-    if "image_size" in models.fields(config.model.name):
+    kwargs, fields = model_kwargs(config), models.fields(config.model.name)
+    if "formulation" in fields:
+        kwargs["formulation"] = formulation
+    if "image_size" in fields:
         kwargs["image_size"] = config.data.image_size
     if config.model.dtype != "float32":
         kwargs["dtype"] = jnp.dtype(config.model.dtype)

@@ -14,11 +14,12 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
+from dnrt_jax.models.attention import MultiHead
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import (
     Dense,
     DropPath,
     Mlp,
-    attend,
     check_multiple,
     check_size,
     normal_02,
@@ -29,53 +30,32 @@ from dnrt_jax.raa import promote
 from dnrt_jax.record import record
 
 
-class TalkingHeadsAttention(nn.Module):
+class TalkingHeadsAttention(MultiHead):
     """Self-attention on [B, N, D] that mixes the heads before and after the softmax."""
-
-    num_heads: int
-    qkv_bias: bool = True
-    attn_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        b, n, d = x.shape
         heads = self.num_heads
         mix = partial(
             nn.Einsum, (heads, heads), "bhqk,hg->bgqk", kernel_init=normal_02, dtype=self.dtype
         )
-        qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
-        q, k, v = qkv.reshape(b, n, 3, heads, d // heads).transpose(2, 0, 3, 1, 4)
-        logits = mix(name="proj_l")((q * (d // heads) ** -0.5) @ k.swapaxes(-1, -2))
+        q, k, v = self.project(x, 3, "qkv", fused=False)
+        logits = mix(name="proj_l")((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2))
         weights = nn.softmax(promote(logits))
         weights = mix(name="proj_w")(weights.astype(v.dtype))
         weights = nn.Dropout(self.attn_drop_rate)(weights, deterministic=not train)
-        x = (weights @ v).swapaxes(1, 2).reshape(b, n, d)
-        x = Dense(d, dtype=self.dtype, name="proj")(x)
-        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+        return self.merge(weights @ v, train, tokens=x.shape[1])
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(MultiHead):
     """Attention with the first token of [B, N, D] as the only query: [B, 1, D]."""
-
-    num_heads: int
-    qkv_bias: bool = True
-    attn_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        b, _, d = x.shape
-        dense = partial(Dense, d, dtype=self.dtype)
-        split = lambda y: y.reshape(b, -1, self.num_heads, d // self.num_heads).swapaxes(1, 2)
-        q = split(dense(use_bias=self.qkv_bias, name="q")(x[:, :1]))
-        k = split(dense(use_bias=self.qkv_bias, name="k")(x))
-        v = split(dense(use_bias=self.qkv_bias, name="v")(x))
-        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
-        x = dense(name="proj")(x.swapaxes(1, 2).reshape(b, 1, d))
-        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+        (q,) = self.project(x[:, :1], 1, "q")
+        (k,) = self.project(x, 1, "k")
+        (v,) = self.project(x, 1, "v")
+        return self.merge(self.attend(q, k, v, train, keys=x.shape[1]), train, tokens=1)
 
 
 class Block(nn.Module):
@@ -95,6 +75,7 @@ class Block(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -110,10 +91,19 @@ class Block(nn.Module):
             self.attn_drop_rate,
             self.drop_rate,
             self.dtype,
+            self.formulation,
             name="attn",
         )
         hidden_dim = int(d * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.fused, self.dtype, name="mlp")
+        mlp = Mlp(
+            hidden_dim,
+            self.act,
+            self.drop_rate,
+            self.fused,
+            self.dtype,
+            self.formulation,
+            name="mlp",
+        )
 
         y = attn(norm(name="norm1")(x), train)
         x = x[:, : y.shape[1]] + drop_path(gamma(1) * y)
@@ -149,6 +139,7 @@ class CaiT(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -165,6 +156,7 @@ class CaiT(nn.Module):
             init_values=self.init_values,
             fused=self.fused,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         dropping = partial(
             block,

@@ -15,8 +15,9 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
+from dnrt_jax.models.attention import Attention
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import (
-    Attention,
     Dense,
     check_multiple,
     check_size,
@@ -52,6 +53,7 @@ class DeiT(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -65,6 +67,7 @@ class DeiT(nn.Module):
             attn_drop_rate=self.attn_drop_rate,
             proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         block = partial(
             Block,
@@ -74,6 +77,7 @@ class DeiT(nn.Module):
             drop_rate=self.drop_rate,
             fused=self.fused,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
 
         d = self.embed_dim

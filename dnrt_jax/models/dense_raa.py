@@ -6,64 +6,72 @@ rank-one updates. This saves one read of the wide x in the forward and two in th
 is recomputed in the backward pass: only u, x and the shift are stored.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.raa import normal_cdf, promote
 
 
-@jax.custom_vjp
-def dense_raa(u: Array, kernel: Array, bias: Array, w: Array, b: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def dense_raa(
+    u: Array, kernel: Array, bias: Array, w: Array, b: Array, formulation: Formulation = "cpu"
+) -> Array:
     """raa(u @ kernel + bias, w, b). Differentiable in reverse mode only.
 
     Args:
-      u: [N, C]; kernel: [C, D]; bias: [D]; all of the same dtype.
+      u: [..., C]; kernel: [C, D]; bias: [D]; all of the same dtype.
       w: [D]; b: []. The shift and RAA are computed in float32, or float64.
+      formulation: of the backward pass.
 
     Returns:
-      [N, D], with the dtype of `u`.
+      [..., D], with the dtype of `u`.
     """
-    return _forward(u, kernel, bias, w, b)[0]
+    return _forward(u, kernel, bias, w, b, formulation)[0]
 
 
-def _forward(u, kernel, bias, w, b):
+def _forward(u, kernel, bias, w, b, formulation):
     x = u @ kernel + bias
     shift = _dot(u, _dot(kernel, w)) + (_dot(bias, w) + b)
     y = promote(x)
-    y = y * normal_cdf(y + shift[:, None])
+    y = y * normal_cdf(y + shift[..., None])
     return y.astype(u.dtype), (u, kernel, bias, w, b, x, shift)
 
 
-def _backward(saved, g):
+def _backward(formulation, saved, g):
     u, kernel, bias, w, b, x, shift = saved
-    g = promote(g)
-    dshift = (g * _gate(*_again(x, shift))[1]).sum(-1)
-    cdf, slope = _gate(*_again(x, shift))
+    # Behind a barrier, XLA computes twice from few arrays instead of storing many: on the CPU from
+    # x and the shift, on a GPU from dx. A TPU loses by either.
+    again = lambda *arrays: jax.lax.optimization_barrier(arrays) if formulation == "cpu" else arrays
+    g, samples = promote(g), tuple(range(u.ndim - 1))
+    over_samples = lambda a, b: jnp.tensordot(a, b, (samples, samples), precision=HIGHEST)
+    dshift = (g * _gate(*again(x, shift))[1]).sum(-1)
+    cdf, slope = _gate(*again(x, shift))
     dx = (g * (cdf + slope)).astype(x.dtype)  # without the path through the shift
-    total, pulled = dshift.sum(), _dot(dshift, u)
-    du = dx @ kernel.T + (dshift[:, None] * _dot(kernel, w)).astype(u.dtype)
-    dkernel = u.T @ dx + (pulled[:, None] * w).astype(kernel.dtype)
-    dbias = (promote(dx).sum(0) + total * w).astype(bias.dtype)
+    dx = jax.lax.optimization_barrier(dx) if formulation == "gpu" else dx
+    total, pulled = dshift.sum(), over_samples(dshift, promote(u))
+    du = dx @ kernel.T + (dshift[..., None] * _dot(kernel, w)).astype(u.dtype)
+    dkernel = jnp.tensordot(u, dx, (samples, samples))
+    dkernel += (pulled[:, None] * w).astype(kernel.dtype)
+    dbias = (promote(dx).sum(samples) + total * w).astype(bias.dtype)
     dw = _dot(pulled, kernel) + total * promote(bias)
     return du, dkernel, dbias, dw.astype(w.dtype), total.astype(b.dtype)
-
-
-def _again(*arrays):
-    """The same arrays behind an optimization barrier: XLA then recomputes from them, which takes
-    less time and memory than storing the intermediate results."""
-    return jax.lax.optimization_barrier(arrays)
 
 
 def _gate(x, shift):
     """Phi(z) and x * phi(z), the normal distribution function and density, at z = x + shift."""
     x = promote(x)
-    z = x + shift[:, None]
+    z = x + shift[..., None]
     return normal_cdf(z), x * jnp.exp(-0.5 * z * z) * (2 * jnp.pi) ** -0.5
 
 
 dense_raa.defvjp(_forward, _backward)
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def _dot(x, y):
-    return jnp.matmul(promote(x), promote(y), precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(promote(x), promote(y), precision=HIGHEST)

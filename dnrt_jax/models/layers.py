@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.dense_raa import dense_raa
-from dnrt_jax.raa import promote
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime.errors import ModelError
 
 normal_02 = nn.initializers.normal(
@@ -65,14 +66,26 @@ def prepend(token: Array, x: Array) -> Array:
 
 
 class Dense(nn.Dense):
-    """nn.Dense on flattened inputs: XLA:CPU is slow at the weight gradients of 3-D inputs."""
+    """nn.Dense; for the CPU on flattened inputs, as XLA:CPU is slow at other weight gradients."""
 
     kernel_init: Any = normal_02
+    formulation: Formulation = "cpu"
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:
+    def __call__(self, inputs: Array) -> Any:
+        if self.formulation != "cpu":
+            return super().__call__(inputs)
         x = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return x.reshape(*inputs.shape[:-1], self.features)
+
+    def promoted(self, inputs: Array, width: int | None = None) -> Any:
+        """inputs, kernel and bias (or None) of one dtype, for `width` inputs."""
+        shape = (width or inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return promote_dtype(inputs, kernel, bias, dtype=self.dtype)
 
 
 class PatchConv(nn.Module):
@@ -130,13 +143,12 @@ class LayerScale(nn.Module):
         return x * gamma.astype(x.dtype)
 
 
-def _fused(dense: nn.Dense, act: Any, x: Array) -> Array:
+def _fused(dense: Dense, act: Any, x: Array) -> Array:
     """act(dense(x)), computed by `dense_raa` from the parameters of both."""
     weights, shift = dense.variables["params"], act.variables["params"]
-    rows, kernel, bias = promote_dtype(
-        x.reshape(-1, x.shape[-1]), weights["kernel"], weights["bias"], dtype=dense.dtype
-    )
-    y = dense_raa(rows, kernel, bias, shift["w"], shift["b"])
+    x, kernel, bias = promote_dtype(x, weights["kernel"], weights["bias"], dtype=dense.dtype)
+    rows = x.reshape(-1, x.shape[-1]) if dense.formulation == "cpu" else x
+    y = dense_raa(rows, kernel, bias, shift["w"], shift["b"], dense.formulation)
     return y.reshape(*x.shape[:-1], dense.features)
 
 
@@ -153,11 +165,13 @@ class Mlp(nn.Module):
     drop_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         d = x.shape[-1]
-        fc1 = Dense(self.hidden_dim, dtype=self.dtype, name="fc1")
+        dense = partial(Dense, dtype=self.dtype, formulation=self.formulation)
+        fc1 = dense(self.hidden_dim, name="fc1")
         act = activations.create(self.act)
         # Run layer by layer to create parameters, or if intermediate results are captured.
         watched = self.is_initializing() or self.is_mutable_collection("intermediates")
@@ -165,33 +179,5 @@ class Mlp(nn.Module):
         x = _fused(fc1, act, x) if fused else act(fc1(x))
         self.sow("intermediates", "activated", x)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        x = Dense(d, dtype=self.dtype, name="fc2")(x)
+        x = dense(d, name="fc2")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
-
-
-def attend(q: Array, k: Array, v: Array, dropout: nn.Dropout, train: bool) -> Array:
-    """softmax(q k^T / sqrt(D)) v for [B, H, N, D]; the softmax in float32."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
-    weights = nn.softmax(promote(logits))
-    return dropout(weights.astype(v.dtype), deterministic=not train) @ v
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention on [B, N, D]."""
-
-    num_heads: int
-    qkv_bias: bool = True
-    attn_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        b, n, d = x.shape
-        check_multiple(embed_dim=d, num_heads=self.num_heads)
-        qkv = Dense(3 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
-        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
-        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)

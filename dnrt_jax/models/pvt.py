@@ -18,10 +18,11 @@ from typing import Any
 import flax.linen as nn
 from jax import Array
 
+from dnrt_jax.models.attention import MultiHead
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import (
     Dense,
     PatchConv,
-    attend,
     check_multiple,
     check_size,
     drop_path_rates,
@@ -36,33 +37,24 @@ from dnrt_jax.runtime.errors import ModelError
 PATCH_NORM_EPSILON = 1e-5
 
 
-class SpatialReductionAttention(nn.Module):
+class SpatialReductionAttention(MultiHead):
     """Self-attention on a square map [B, N, D] with keys from a map of N / sr_ratio^2 tokens."""
 
-    num_heads: int
-    sr_ratio: int
-    qkv_bias: bool = True
-    attn_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    dtype: Any = None
+    sr_ratio: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        b, n, d = x.shape
-        check_multiple(embed_dim=d, num_heads=self.num_heads)
-        q = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="q")(x)
-        q = q.reshape(b, n, self.num_heads, -1).swapaxes(1, 2)
+        _, n, d = x.shape
+        (q,) = self.project(x, 1, "q")
         if self.sr_ratio > 1:
             side = math.isqrt(n)
             check_multiple(map_side=side, sr_ratio=self.sr_ratio)
-            x = x.reshape(b, side, side, d)
+            x = x.reshape(-1, side, side, d)
             x = PatchConv(d, self.sr_ratio, dtype=self.dtype, name="sr")(x)
             x = nn.LayerNorm(PATCH_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
-        kv = Dense(2 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="kv")(x)
-        k, v = kv.reshape(b, -1, 2, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
-        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
-        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
-        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+            x = x.reshape(x.shape[0], -1, d)
+        k, v = self.project(x, 2, "kv")
+        return self.merge(self.attend(q, k, v, train, keys=x.shape[1]), train, tokens=n)
 
 
 class PatchEmbed(nn.Module):
@@ -105,6 +97,7 @@ class PVT(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -124,9 +117,15 @@ class PVT(nn.Module):
             attn_drop_rate=self.attn_drop_rate,
             proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         block = partial(
-            Block, act=self.act, drop_rate=self.drop_rate, fused=self.fused, dtype=self.dtype
+            Block,
+            act=self.act,
+            drop_rate=self.drop_rate,
+            fused=self.fused,
+            dtype=self.dtype,
+            formulation=self.formulation,
         )
         rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
 
@@ -145,7 +144,7 @@ class PVT(nn.Module):
             x = nn.Dropout(self.drop_rate)(x + pos_embed.astype(x.dtype), deterministic=not train)
             for i in range(depth):
                 x = block(
-                    partial(attention, num_heads, sr_ratio),
+                    partial(attention, num_heads, sr_ratio=sr_ratio),
                     class_token=last,
                     mlp_ratio=mlp_ratio,
                     drop_path_rate=next(rates),

@@ -18,11 +18,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from dnrt_jax.models.attention import MultiHead
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import (
     Dense,
     DropPath,
     Mlp,
-    attend,
     check_multiple,
     check_size,
     drop_path_rates,
@@ -33,27 +34,17 @@ from dnrt_jax.models.layers import (
 from dnrt_jax.record import record
 
 
-class Attention(nn.Module):
+class Attention(MultiHead):
     """Multi-head self-attention on [B, N, D], with one projection for queries and keys."""
 
-    num_heads: int
     qkv_bias: bool = False
-    attn_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        b, n, d = x.shape
-        heads = self.num_heads
-        check_multiple(width=d, num_heads=heads)
-        qk = Dense(2 * d, use_bias=self.qkv_bias, dtype=self.dtype, name="qk")(x)
-        q, k = qk.reshape(b, n, 2, heads, d // heads).transpose(2, 0, 3, 1, 4)
-        v = Dense(d, use_bias=self.qkv_bias, dtype=self.dtype, name="v")(x)
-        v = v.reshape(b, n, heads, d // heads).swapaxes(1, 2)
-        x = attend(q, k, v, nn.Dropout(self.attn_drop_rate), train)
-        x = Dense(d, dtype=self.dtype, name="proj")(x.swapaxes(1, 2).reshape(b, n, d))
-        return nn.Dropout(self.proj_drop_rate)(x, deterministic=not train)
+        n = x.shape[1]
+        q, k = self.project(x, 2, "qk")
+        (v,) = self.project(x, 1, "v")
+        return self.merge(self.attend(q, k, v, train, keys=n), train, tokens=n)
 
 
 class Block(nn.Module):
@@ -72,6 +63,7 @@ class Block(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, pixels: Array, patches: Array, train: bool) -> tuple[Array, Array]:
@@ -84,9 +76,15 @@ class Block(nn.Module):
             attn_drop_rate=self.attn_drop_rate,
             proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         mlp = partial(
-            Mlp, act=self.act, drop_rate=self.drop_rate, fused=self.fused, dtype=self.dtype
+            Mlp,
+            act=self.act,
+            drop_rate=self.drop_rate,
+            fused=self.fused,
+            dtype=self.dtype,
+            formulation=self.formulation,
         )
         attn_in, mlp_in = attention(self.num_heads_inner, name="attn_in"), mlp(4 * c, name="mlp_in")
         attn_out = attention(self.num_heads, name="attn_out")
@@ -96,7 +94,8 @@ class Block(nn.Module):
         pixels = pixels + drop_path(attn_in(norm(name="norm_in")(pixels), train))
         pixels = pixels + drop_path(mlp_in(norm(name="norm_mlp_in")(pixels), train))
         sentences = norm(name="norm1_proj")(pixels).reshape(b, n - 1, -1)
-        sentences = Dense(d, dtype=self.dtype, name="proj")(sentences)
+        dense = Dense(d, dtype=self.dtype, formulation=self.formulation, name="proj")
+        sentences = dense(sentences)
         patches = patches + jnp.pad(sentences, ((0, 0), (1, 0), (0, 0)))
         patches = patches + drop_path(attn_out(norm(name="norm_out")(patches), train))
         patches = patches + drop_path(mlp_out(norm(name="norm_mlp")(patches), train))
@@ -161,6 +160,7 @@ class TNT(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -181,6 +181,7 @@ class TNT(nn.Module):
             attn_drop_rate=self.attn_drop_rate,
             fused=self.fused,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
 
         pixels = PixelEmbed(
@@ -192,7 +193,8 @@ class TNT(nn.Module):
 
         x = pixels.reshape(images.shape[0], -1, side * side * self.inner_dim)
         x = norm(name="norm1_proj")(x)
-        x = norm(name="norm2_proj")(Dense(self.embed_dim, dtype=self.dtype, name="proj")(x))
+        dense = Dense(self.embed_dim, dtype=self.dtype, formulation=self.formulation, name="proj")
+        x = norm(name="norm2_proj")(dense(x))
         x = prepend(self.param("cls_token", normal_02, (1, 1, self.embed_dim)), x)
         x = x + self.param("patch_pos", normal_02, (1, *x.shape[1:])).astype(x.dtype)
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import flax.linen as nn
 from jax import Array
 
+from dnrt_jax.models.attention import Attention
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import (
-    Attention,
     Dense,
     DropPath,
     LayerScale,
@@ -43,13 +44,22 @@ class Block(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attn = self.attention(name="attn")
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, self.act, self.drop_rate, self.fused, self.dtype, name="mlp")
+        mlp = Mlp(
+            hidden_dim,
+            self.act,
+            self.drop_rate,
+            self.fused,
+            self.dtype,
+            self.formulation,
+            name="mlp",
+        )
         for i, branch in enumerate((attn, mlp), 1):
             y = branch(norm(name=f"norm{i}")(x), train)
             if self.init_values:
@@ -108,6 +118,7 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0
     fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -126,6 +137,7 @@ class ViT(nn.Module):
             attn_drop_rate=self.attn_drop_rate,
             proj_drop_rate=self.drop_rate,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         block = partial(
             Block,
@@ -137,6 +149,7 @@ class ViT(nn.Module):
             drop_rate=self.drop_rate,
             fused=self.fused,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
         fc_norm = self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
 

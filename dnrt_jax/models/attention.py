@@ -1,0 +1,120 @@
+"""Multi-head attention. Submodules have timm's names and shapes, in every formulation."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dnrt_jax.models.formulation import Formulation
+from dnrt_jax.models.layers import Dense, check_multiple
+from dnrt_jax.raa import promote
+
+
+class Heads(Dense):
+    """A dense layer to `parts` arrays of heads: [B, N, D] -> tuple of [B, H, N, Dh].
+
+    Its features are those of all heads of the first part, then of the second, ...
+    """
+
+    num_heads: int = 1
+    parts: int = 1
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> tuple[Array, ...]:
+        b, n, d = inputs.shape
+        shape = (self.parts, self.num_heads, self.features // (self.parts * self.num_heads))
+        if self.formulation != "tpu":
+            heads = super().__call__(inputs).reshape(b, n, *shape)
+            return tuple(heads.transpose(2, 0, 3, 1, 4))
+        inputs, kernel, bias = self.promoted(inputs)
+        kernels = kernel.reshape(d, *shape).swapaxes(0, 1)
+        heads = [jnp.einsum("bnd,dhk->bhnk", inputs, kernel) for kernel in kernels]
+        if bias is not None:
+            heads = map(jnp.add, heads, bias.reshape(*shape[:2], 1, shape[2]))
+        return tuple(heads)
+
+
+class Merge(Dense):
+    """A dense layer of heads side by side: [B, H, N, Dh] -> [B, N, features]."""
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        b, h, n, size = inputs.shape
+        if self.formulation != "tpu":
+            return super().__call__(inputs.swapaxes(1, 2).reshape(b, n, h * size))
+        inputs, kernel, bias = self.promoted(inputs, width=h * size)
+        y = jnp.einsum("bhnk,hkd->bnd", inputs, kernel.reshape(h, size, -1))
+        return y if bias is None else y + bias
+
+
+class MultiHead(nn.Module):
+    """What all multi-head attention has: its fields, and the steps after and before projections."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    attn_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    dtype: Any = None
+    formulation: Formulation = "cpu"
+
+    def project(self, x: Array, parts: int, name: str, *, fused: bool = True) -> tuple[Array, ...]:
+        """[B, N, D] -> `parts` arrays [B, H, N, D / H], for `attend` unless `fused` is False: for
+        cuDNN an odd N is made even."""
+        d = x.shape[-1]
+        check_multiple(embed_dim=d, num_heads=self.num_heads)
+        heads = Heads(
+            parts * d,
+            use_bias=self.qkv_bias,
+            dtype=self.dtype,
+            formulation=self.formulation,
+            num_heads=self.num_heads,
+            parts=parts,
+            name=name,
+        )
+        odd = x.shape[1] % 2 if fused and self._cudnn(d) else 0
+        return heads(jnp.pad(x, ((0, 0), (0, odd), (0, 0))) if odd else x)
+
+    def attend(self, q: Array, k: Array, v: Array, train: bool, *, keys: int) -> Array:
+        """softmax(q k^T / sqrt(Dh)) v for [B, H, N, Dh] with the first `keys` keys; the softmax in
+        float32."""
+        dropout = nn.Dropout(self.attn_drop_rate)
+        if self._cudnn(q.shape[-1] * self.num_heads):
+            return _cudnn_attention(q, k, v, keys)
+        logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
+        weights = nn.softmax(promote(logits))
+        return dropout(weights.astype(v.dtype), deterministic=not train) @ v
+
+    def merge(self, x: Array, train: bool, *, tokens: int) -> Array:
+        """The projection of heads [B, H, N, Dh] to the first `tokens` tokens, [B, tokens, D]."""
+        d = x.shape[-1] * self.num_heads
+        proj = Merge(d, dtype=self.dtype, formulation=self.formulation, name="proj")
+        return nn.Dropout(self.proj_drop_rate)(proj(x)[:, :tokens], deterministic=not train)
+
+    def _cudnn(self, d: int) -> bool:
+        """Whether cuDNN's attention is used: it takes half precision and no dropout, and heads of a
+        multiple of 8 features, at most 128 on all cards."""
+        size = d // self.num_heads
+        half = self.dtype in (jnp.bfloat16, jnp.float16)
+        fits = half and size % 8 == 0 and size <= 128 and not self.attn_drop_rate
+        return self.formulation == "gpu" and fits
+
+
+def _cudnn_attention(q: Array, k: Array, v: Array, keys: int) -> Array:
+    """`MultiHead.attend` without dropout. Rows of padded queries are computed like the others, as
+    cuDNN leaves rows undefined that it is told to leave out."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
+    y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    return y.swapaxes(1, 2)
+
+
+class Attention(MultiHead):
+    """Multi-head self-attention on [B, N, D]."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        n = x.shape[1]
+        q, k, v = self.project(x, 3, "qkv")
+        return self.merge(self.attend(q, k, v, train, keys=n), train, tokens=n)
