@@ -137,7 +137,7 @@ class _Shapes(ImageClassification):
 
         shapes = jax.eval_shape(arrays)
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
-        return OnDevice(jax.tree.map(place, shapes), made[0].rows)
+        return made[0]._replace(data=jax.tree.map(place, shapes))
 
 
 def _train(built: Experiment) -> Any:

@@ -54,8 +54,9 @@ class Arrays:
             steps = np.arange(start, start + count) % epoch_steps
             return indices[steps], mask[steps]
 
-        data = {"inputs": self.inputs, "label": self.label}
-        return OnDevice(jax.device_put(data, replicated(mesh)), rows)
+        # Flat: a TPU would copy images of few channels into another layout at every dispatch.
+        data = {"inputs": self.inputs.reshape(len(self), -1), "label": self.label}
+        return OnDevice(jax.device_put(data, replicated(mesh)), rows, self.inputs.shape[1:])
 
     def batches(self, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
         """All samples once, in order; the last batch is padded, with mask False."""

@@ -24,10 +24,12 @@ class OnDevice(NamedTuple):
 
     data: {"inputs": [N, ...], "label": i32[N]}.
     rows: (start, count) -> indices i32[count, B], mask bool[count, B] of the steps from `start` on.
+    shape: of one sample of the inputs, if they lie flat in `data`, [N, size].
     """
 
     data: dict[str, Array]
     rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, ...] | None = None
 
 
 class Task(Protocol):

@@ -1,5 +1,6 @@
 """Dispatch of training steps to the devices: many steps per program, or one."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -10,8 +11,9 @@ from jax.sharding import Mesh
 
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import platform, replicated, split
+from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import TrainState
-from dnrt_jax.training.step import Batch, Values
+from dnrt_jax.training.step import Batch, TrainStep, Values
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Values]]
 Draw = Callable[[int], Iterator[Batch]]  # start -> batches of the steps from `start` on
@@ -28,7 +30,9 @@ class Dispatch(Protocol):
         ...
 
 
-def create_dispatch(task: Any, step: Step, shapes: TrainState, mesh: Mesh, train: Any) -> Dispatch:
+def create_dispatch(
+    task: Any, step: TrainStep, shapes: TrainState, mesh: Mesh, train: Any
+) -> Dispatch:
     """Creates the dispatch `train.dispatch`; `train` is that section of the config.
 
     Args:
@@ -42,7 +46,9 @@ def create_dispatch(task: Any, step: Step, shapes: TrainState, mesh: Mesh, train
     how = train.dispatch
     if how == "scan" or (how == "auto" and platform(mesh) != "cpu"):
         if (on_device := task.on_device(mesh)) is not None:
-            return Scan(on_device, step, out, mesh, train.dispatch_steps)
+            whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
+            packing = Packing(shapes) if whole and platform(mesh) != "cpu" else None
+            return Scan(on_device, step, out, mesh, train.dispatch_steps, packing)
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
     return Single(task.train_batches(mesh), step, out, mesh)
@@ -51,10 +57,19 @@ def create_dispatch(task: Any, step: Step, shapes: TrainState, mesh: Mesh, train
 class Scan:
     """Many steps per dispatch, on data in device memory."""
 
-    def __init__(self, on_device: Any, step: Step, out: Any, mesh: Mesh, most: int):
+    def __init__(
+        self,
+        on_device: Any,
+        step: TrainStep,
+        out: Any,
+        mesh: Mesh,
+        most: int,
+        packing: Packing | None = None,
+    ):
         self._data, self._rows, self._most = on_device.data, on_device.rows, most
         self._order = split(mesh, axis=1)
-        self._run = jax.jit(train_steps(step, split(mesh)), out_shardings=out, donate_argnums=0)
+        run = train_steps(step, split(mesh), on_device.shape, packing)
+        self._run = jax.jit(run, out_shardings=out, donate_argnums=0)
 
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
         place = lambda x: jax.make_array_from_callback(x.shape, self._order, x.__getitem__)
@@ -93,29 +108,47 @@ class Single:
         return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
 
 
-def train_steps(step: Step, sharding: Any) -> Callable[..., tuple[TrainState, Values]]:
+def train_steps(
+    step: TrainStep,
+    sharding: Any,
+    shape: tuple[int, ...] | None = None,
+    packing: Packing | None = None,
+) -> Callable[..., tuple[TrainState, Values]]:
     """Returns run(state, data, indices, mask, count) -> (state, values f32[S]).
 
     It runs the first `count` of S steps, with indices i32[S, B] and mask bool[S, B].
     `data` is a dict of inputs [N, ...] and label i32[N]. The same program is used for all counts,
     so the result does not depend on where dispatches end.
+
+    Args:
+      shape: of the input of one sample, if it lies flat in `data`.
+      packing: if given, the state is packed between its first and its last step.
     """
+    if packing:
+        step = dataclasses.replace(step, unravel=packing.unravel)
 
     def run(state, data, indices, mask, count):
         def body(i, carry):
             state, log = carry
-            state, values = step(state, take(data, indices[i], mask[i], sharding))
+            state, values = step(state, take(data, indices[i], mask[i], sharding, shape))
             return state, jax.tree.map(lambda xs, x: xs.at[i].set(x), log, values)
 
-        batch = take(data, indices[0], mask[0], sharding)
+        state = packing.pack(state) if packing else state
+        batch = take(data, indices[0], mask[0], sharding, shape)
         _, shapes = jax.eval_shape(step, state, batch)
         log = jax.tree.map(lambda x: jax.numpy.zeros(indices.shape[0], x.dtype), shapes)
-        return jax.lax.fori_loop(0, count, body, (state, log))
+        state, log = jax.lax.fori_loop(0, count, body, (state, log))
+        return packing.unpack(state) if packing else state, log
 
     return run
 
 
-def take(data: Batch, indices: Array, mask: Array, sharding: Any) -> Batch:
-    """The batch of `data` at `indices` i32[B], sharded over the devices."""
+def take(
+    data: Batch, indices: Array, mask: Array, sharding: Any, shape: tuple[int, ...] | None = None
+) -> Batch:
+    """The batch of `data` at `indices` i32[B], sharded over the devices; `shape` as for
+    `train_steps`."""
     batch = jax.tree.map(lambda x: x[indices], data) | {"mask": mask}
+    if shape is not None:
+        batch["inputs"] = batch["inputs"].reshape(-1, *shape)
     return jax.lax.with_sharding_constraint(batch, sharding)
