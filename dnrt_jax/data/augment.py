@@ -213,9 +213,10 @@ def _random_box(key, shape, area, aspect, largest):
     widths = jnp.maximum(jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32), 1)
     fits = (heights <= largest[0]) & (widths <= largest[1])
     first = jnp.argmax(fits)
-    size = jnp.stack([heights[first], widths[first]])
+    is_first = jnp.arange(10) == first
+    size = jnp.where(is_first, jnp.stack([heights, widths]), 0).sum(1)
     corner = jnp.floor(u[20:] * (jnp.array(shape) - size + 1)).astype(jnp.int32)
-    return fits[first], jnp.concatenate([corner, size])
+    return fits.any(), jnp.concatenate([corner, size])
 
 
 def _normalise(images, mean, std):

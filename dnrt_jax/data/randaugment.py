@@ -7,7 +7,6 @@ no operation of it was drawn, so a batch with different operations takes three p
     an affine transform            Rotate ShearX ShearY TranslateXRel TranslateYRel
 """
 
-import functools
 import math
 import re
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnrt_jax.data import resample
+from dnrt_jax.data import grey_levels, resample
 
 OPS = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color",
@@ -118,10 +117,7 @@ def apply(image: jax.Array, drawn: Draw, increasing: bool, fill: np.ndarray) -> 
 
 
 def _lookup(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
-    level = jnp.arange(256)[:, None]
-    entry = 3 * image.astype(jnp.int32) + jnp.arange(3)  # of a flat [256, 3] table
-    histogram = jnp.zeros(3 * 256, jnp.int32).at[entry].add(1, mode="promise_in_bounds")
-    histogram = histogram.reshape(256, 3)
+    level, histogram = grey_levels.LEVELS, grey_levels.histogram(image)
     low, high = jnp.argmax(histogram > 0, 0), 255 - jnp.argmax(histogram[::-1] > 0, 0)
 
     bits = jnp.floor(drawn.magnitude / 10 * 4).astype(jnp.int32)
@@ -130,8 +126,8 @@ def _lookup(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
     if increasing:
         bits, threshold = 4 - bits, 256 - threshold
     tables = {
-        "AutoContrast": _autocontrast(level, low, high),
-        "Equalize": _equalize(level, histogram, high),
+        "AutoContrast": grey_levels.autocontrast(low, high),
+        "Equalize": grey_levels.equalize(histogram, high),
         "Invert": 255 - level,
         "Posterize": level & (256 - (256 >> bits)),
         "Solarize": jnp.where(level < threshold, level, 255 - level),
@@ -141,45 +137,8 @@ def _lookup(image: jax.Array, drawn: Draw, increasing: bool) -> jax.Array:
     stacked = jnp.stack([jnp.broadcast_to(table, (256, 3)) for table in tables.values()])
     # A product, since XLA would fuse a select into the lookup and compute the table for each pixel.
     table = jnp.einsum("o,olc->lc", chosen, stacked.astype(jnp.float32), precision="highest")
-    table = jnp.where(chosen.any(), table.astype(jnp.uint8), level.astype(jnp.uint8))
-    return table.reshape(-1).at[entry].get(mode="promise_in_bounds")
-
-
-def _equalize(level: jax.Array, histogram: jax.Array, high: jax.Array) -> jax.Array:
-    last = jnp.take_along_axis(histogram, high[None], 0)[0]
-    step = (histogram.sum(0) - last) // 255
-    below = jnp.cumsum(histogram, 0) - histogram
-    return jnp.where(step > 0, jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255), level)
-
-
-def _autocontrast(level: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Maps low .. high linearly to 0 .. 255."""
-    span, rise = jnp.maximum(high - low, 1), level - low
-    period, offset, slips = map(jnp.asarray, _autocontrast_slips())
-    period = period[span]
-    whole = (rise >= 0) & (rise <= span) & (rise % period == 0)
-    flag = offset[span] + low * (span // period + 1) + rise // period
-    slip = whole & slips[jnp.where(whole, flag, 0)]
-    return jnp.where(high > low, jnp.clip(rise * 255 // span - slip, 0, 255), level)
-
-
-@functools.cache
-def _autocontrast_slips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where Pillow's truncated float64 result is one less than the exact 255 * rise / span.
-
-    This happens only if the quotient is an integer: at every `period[span]`-th level from `low` on.
-    The flags are concatenated over span, low and these levels; those of a span start at
-    `offset[span]`.
-    """
-    period, offset, flags = [1], [0], []
-    for span in range(1, 256):
-        period.append(span // math.gcd(span, 255))
-        offset.append(sum(map(len, flags)))
-        low = np.arange(256 - span)[:, None]
-        level = low + np.arange(0, span + 1, period[span])
-        scale = 255.0 / span
-        flags.append((level * scale - low * scale < (level - low) * 255 // span).ravel())
-    return np.array(period), np.array(offset), np.concatenate(flags)
+    table = jnp.where(chosen.any(), table.astype(jnp.uint8), level.astype(np.uint8))
+    return grey_levels.look_up(image, table)
 
 
 # ---- blends ---------------------------------------------------------------------------------

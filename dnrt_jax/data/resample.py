@@ -2,13 +2,17 @@
 
 Both round their result to uint8, as Pillow does between operations. A resize (`Image.resize`) is
 two small matrix products with Pillow's filter weights; an affine transform (`Image.transform`)
-gathers the 4 x 4 pixels around each point, with Pillow's other bicubic kernel, a = -1 instead of
+weights the 4 x 4 pixels around each point, with Pillow's other bicubic kernel, a = -1 instead of
 -1/2.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dnrt_jax.data.formulation import by_platform
 
 
 def _resize_weights(start, length, bicubic, size_in: int, size_out: int) -> jax.Array:
@@ -89,33 +93,75 @@ def _tap_weights(fraction: jax.Array, bicubic: jax.Array) -> tuple[jax.Array, ..
     return tuple(map(lambda c, b: jnp.where(bicubic, c, b), cubic, (0.0, 1 - d, d, 0.0)))
 
 
+class _Taps(NamedTuple):
+    """The 4 x 4 pixels around the point of each output pixel, for P = H W output pixels.
+
+    rows, columns: i32[4, P], within the image; their weights f32[4, P]; inside: bool[P].
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    weights_y: jax.Array
+    weights_x: jax.Array
+    inside: jax.Array
+
+
 def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.ndarray) -> jax.Array:
     """Pillow's `Image.transform(size, AFFINE, matrix)` of u8[H, W, 3].
 
     Output pixel (x, y) is the input at (a x + b y + c, d x + e y + f), in coordinates of pixel
     centres, for matrix = (a, b, c, d, e, f) f32[6]; `fill` u8[3] outside the image.
     """
-    height, width, channels = image.shape
+    taps = _taps(*image.shape[:2], matrix, bicubic)
+    total = by_platform(image, interpolate_by_gather, interpolate_by_product, taps)
+    # Pillow truncates; the margin preserves flat areas, where the weights sum to 0.9999999.
+    value = jnp.clip(jnp.floor(total + 1e-4), 0, 255).astype(jnp.uint8)
+    return jnp.where(taps.inside[:, None], value, fill).reshape(image.shape)
+
+
+def interpolate_by_gather(image: jax.Array, taps: _Taps) -> jax.Array:
+    """The weighted sums f32[P, C] of the taps of u8[H, W, C]."""
+    channels = image.shape[-1]
     # One 32-bit gather for all channels instead of one per channel.
     shifts = 8 * np.arange(channels, dtype=np.uint32)
     packed = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32).reshape(-1)
+    total = jnp.zeros((len(packed), channels), jnp.float32)
+    for row, weight_y in zip(taps.rows * image.shape[1], taps.weights_y, strict=True):
+        for column, weight_x in zip(taps.columns, taps.weights_x, strict=True):
+            pixel = (packed[row + column][..., None] >> shifts) & 255
+            total += (weight_y * weight_x)[..., None] * pixel.astype(jnp.float32)
+    return total
 
+
+def interpolate_by_product(image: jax.Array, taps: _Taps) -> jax.Array:
+    """As `interpolate_by_gather`: for each output pixel its taps' columns of all rows, by a product
+    with their weights, then a weighted sum over the rows."""
+
+    def spread(indices, weights, size):
+        """The weights f32[size, P] of all rows or columns."""
+        hits = indices[:, None] == jnp.arange(size)[:, None]
+        return jnp.where(hits, weights[:, None], 0).sum(0)
+
+    height, width, _ = image.shape
+    across = spread(taps.columns, taps.weights_x, width)
+    planes = image.transpose(2, 0, 1).astype(jnp.float32)
+    wide = jnp.einsum("cyx,xp->cyp", planes, across, precision="highest")
+    return (spread(taps.rows, taps.weights_y, height) * wide).sum(1).T
+
+
+def _taps(height: int, width: int, matrix: jax.Array, bicubic: jax.Array) -> _Taps:
     a, b, c, d, e, f = matrix
-    x = jnp.arange(width, dtype=jnp.float32) + 0.5
-    y = jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5
+    x = np.tile(np.arange(width, dtype=np.float32) + 0.5, height)
+    y = np.repeat(np.arange(height, dtype=np.float32) + 0.5, width)
     x, y = a * x + b * y + c, d * x + e * y + f
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-    weights_x = _tap_weights(x - 0.5 - left, bicubic)
-    weights_y = _tap_weights(y - 0.5 - top, bicubic)
-    columns = [jnp.clip(left.astype(jnp.int32) + k, 0, width - 1) for k in (-1, 0, 1, 2)]
-    rows = [jnp.clip(top.astype(jnp.int32) + k, 0, height - 1) * width for k in (-1, 0, 1, 2)]
 
-    total = jnp.zeros((height, width, channels), jnp.float32)
-    for row, weight_y in zip(rows, weights_y, strict=True):
-        for column, weight_x in zip(columns, weights_x, strict=True):
-            pixel = (packed[row + column][..., None] >> shifts) & 255
-            total += (weight_y * weight_x)[..., None] * pixel.astype(jnp.float32)
-    # Pillow truncates; the margin preserves flat areas, where the weights sum to 0.9999999.
-    value = jnp.clip(jnp.floor(total + 1e-4), 0, 255).astype(jnp.uint8)
-    return jnp.where(inside[..., None], value, fill)
+    def around(first, size):
+        return jnp.stack(
+            [jnp.clip(first.astype(jnp.int32) + k, 0, size - 1) for k in (-1, 0, 1, 2)]
+        )
+
+    weights_x = jnp.stack(_tap_weights(x - 0.5 - left, bicubic))
+    weights_y = jnp.stack(_tap_weights(y - 0.5 - top, bicubic))
+    return _Taps(around(top, height), around(left, width), weights_y, weights_x, inside)
