@@ -71,5 +71,6 @@ def test_equal_responses_have_no_spread_and_no_nan(data):
     same = jax.tree.map(np.ones_like, responses)
     found = diagnostics.sums(centroids, same, same, labels, np.ones(N, bool))
     values = diagnostics.summary(found, np.bincount(labels, minlength=K))
-    assert values["responses/blocks_0/within"] == pytest.approx(0, abs=1e-3)
+    # The root of a difference of float32 sums, each of about 1.
+    assert values["responses/blocks_0/within"] == pytest.approx(0, abs=1e-2)
     assert all(np.isfinite(value) for value in values.values())
