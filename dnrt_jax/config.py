@@ -8,7 +8,7 @@ take precedence.
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -62,9 +62,11 @@ FIELDS = {
         0.0, RATE, "label smoothing of the cross-entropy; ARR uses the hard labels"
     ),
     "arr.weight": Field(
-        20.0, FROM_0, "weight of the ARR loss, the paper's lambda; 0 turns ARR off"
+        20.0, FROM_0, "weight of the ARR loss, the paper's lambda; 0 turns ARR off", number=True
     ),
-    "arr.momentum": Field(0.1, FRACTION, "weight of a new sample in its class mean, the paper's m"),
+    "arr.momentum": Field(
+        0.1, FRACTION, "weight of a new sample in its class mean, the paper's m", number=True
+    ),
     "arr.rule": Field(
         "sequential",
         choice("sequential", "centroid"),
@@ -88,19 +90,21 @@ FIELDS = {
         choice("adamw", "adam", "sgd", "rmsprop"),
         "optimizer, with the semantics of PyTorch",
     ),
-    "optim.lr": Field(2.5e-4, ABOVE_0, "peak learning rate"),
+    "optim.lr": Field(2.5e-4, ABOVE_0, "peak learning rate", number=True),
     "optim.schedule": Field(
         "cosine", choice("cosine", "step", "multistep"), "learning rate schedule"
     ),
     "optim.warmup_epochs": Field(0.0, FROM_0, "linear warm-up, in epochs"),
     "optim.warmup_steps": Field(0, integer(0), "the same, in steps"),
-    "optim.warmup_lr": Field(1e-6, FROM_0, "learning rate at the first warm-up step"),
-    "optim.min_lr": Field(1e-5, FROM_0, "cosine: final learning rate"),
+    "optim.warmup_lr": Field(1e-6, FROM_0, "learning rate at the first warm-up step", number=True),
+    "optim.min_lr": Field(1e-5, FROM_0, "cosine: final learning rate", number=True),
     "optim.step_size": Field(30, integer(1), "step: epochs between decays"),
     "optim.milestones": Field((), numbers_from(0, "epochs"), "multistep: epochs of the decays"),
-    "optim.gamma": Field(0.1, ABOVE_0, "step, multistep: factor of a decay"),
-    "optim.momentum": Field(0.9, RATE, "momentum of sgd and rmsprop"),
-    "optim.weight_decay": Field(0.05, FROM_0, "weight decay, applied to every parameter"),
+    "optim.gamma": Field(0.1, ABOVE_0, "step, multistep: factor of a decay", number=True),
+    "optim.momentum": Field(0.9, RATE, "momentum of sgd and rmsprop", number=True),
+    "optim.weight_decay": Field(
+        0.05, FROM_0, "weight decay, applied to every parameter", number=True
+    ),
     "optim.clip": Field(1.0, FROM_0, "maximum norm of the gradient; 0 for no clipping"),
     "train.epochs": Field(1, integer(0), "length of the run, in epochs"),
     "train.steps": Field(0, integer(0), "the same, in steps"),
@@ -137,6 +141,20 @@ FIELDS = {
     ),
     "parallel.fsdp": Field(
         False, FLAG, "shard parameters, optimizer state and class means over the devices", free=True
+    ),
+    "parallel.members": Field(
+        "auto",
+        choice("auto", "together", "alone"),
+        "how the members of a set train: together in one program, or alone, one after the other; "
+        "auto: together on an accelerator",
+        free=True,
+    ),
+    "parallel.member_parts": Field(
+        0,
+        integer(0),
+        "parts that the devices are divided into for members together, each for its share of them; "
+        "0: as many as divide members and devices",
+        free=True,
     ),
     "parallel.heartbeat_seconds": Field(
         60, integer(1), "seconds without a heartbeat before a process counts as lost", free=True
@@ -305,6 +323,18 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         is_section = isinstance(value, ConfigDict | dict)
         flat |= flatten(value, f"{name}.") if is_section else {name: value}
     return flat
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of `config` with some fields, by dotted name, set to values of any type."""
+    return _nested(flatten(config) | dict(values))
+
+
+def varied_fields(configs: Sequence[Config]) -> list[str]:
+    """The fields in which configs differ, the seed left out."""
+    first, *others = map(flatten, configs)
+    differ = {name for other in others for name in first if first[name] != other[name]}
+    return sorted(differ - {"seed"})
 
 
 def _nested(flat: Mapping[str, Any]) -> Config:

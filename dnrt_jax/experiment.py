@@ -1,31 +1,33 @@
 """Builds an experiment from a config: data, model, device mesh, jitted functions."""
 
+import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from dnrt_jax import convert, models, tasks
-from dnrt_jax.config import Config, duration, model_kwargs
+from dnrt_jax.config import Config, duration, flatten, model_kwargs, replaced, varied_fields
 from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime import hub
 from dnrt_jax.runtime.errors import ConfigError, UserError
-from dnrt_jax.runtime.sharding import make_mesh, state_shardings
+from dnrt_jax.runtime.sharding import make_mesh, replicated, split, state_shardings
 from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
-from dnrt_jax.training.dispatch import Dispatch, create_dispatch
+from dnrt_jax.training.dispatch import Dispatch, Numbers, Places, Step, create_dispatches
 from dnrt_jax.training.state import TrainState, create_state
-from dnrt_jax.training.step import TrainStep
+from dnrt_jax.training.step import Batch, TrainStep, Values
 
 SEQUENTIAL_AT_MOST = 16384  # samples; the [B, B] weights then take 1 GB
 
@@ -33,9 +35,7 @@ SEQUENTIAL_AT_MOST = 16384  # samples; the [B, B] weights then take 1 GB
 class Experiment(NamedTuple):
     """All parts of a run before its first step; nothing is compiled yet.
 
-    create: () -> the initial state.
-    step: (state, batch) -> (state, values), see `training.step`.
-    rate: step -> learning rate.
+    init: key -> the initial state, jitted.
     shapes: the state as a tree of jax.ShapeDtypeStruct with shardings.
     """
 
@@ -45,10 +45,22 @@ class Experiment(NamedTuple):
     mesh: Mesh
     epoch_steps: int
     total_steps: int
-    create: Callable[[], TrainState]
-    step: TrainStep
-    rate: optim.Schedule
+    init: Callable[[Array], TrainState]
     shapes: TrainState
+
+    @property
+    def rate(self) -> optim.Schedule:
+        """step -> learning rate."""
+        return optim.schedule(self.config.optim, self.total_steps, self.epoch_steps)
+
+    @property
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Values]]:
+        """(state, batch) -> (state, values), see `training.step`."""
+        return partial(self.step_of(self.mesh), self.numbers())
+
+    def create(self) -> TrainState:
+        """The initial state, on the devices."""
+        return self.init(self._keys()[0])
 
     def period(self, name: str) -> int:
         """The duration config.train.{name}_epochs or _steps, in steps; at least 1."""
@@ -57,7 +69,61 @@ class Experiment(NamedTuple):
         return max(duration(epochs, steps, self.epoch_steps), 1)
 
     def dispatch(self) -> Dispatch:
-        return create_dispatch(self.task, self.step, self.shapes, self.mesh, self.config.train)
+        return dispatches([self])[0]
+
+    def numbers(self, varied: Iterable[str] = ()) -> Numbers:
+        """What enters the training step as data: its key, u32[2], and the `varied` fields of the
+        config, f32[] each."""
+        key = np.asarray(jax.random.key_data(self._keys()[1]))
+        flat = flatten(self.config)
+        return {"key": key} | {name: np.array(flat[name], np.float32) for name in varied}
+
+    def step_of(self, mesh: Mesh, unravel: Any = None) -> Step:
+        """(numbers, state, batch) -> (state, values), for the devices of `mesh`. The key, and the
+        fields of the config that are among the numbers, are taken from these; `unravel` as for
+        `TrainStep`."""
+        log_prior = None
+        if self.config.loss.name == "balanced_softmax":
+            log_prior = np.log(self.task.class_counts()).astype(np.float32)
+
+        def step(numbers, state, batch):
+            numbers = dict(numbers)
+            key = jax.random.wrap_key_data(numbers.pop("key"))
+            config = replaced(self.config, numbers)
+            rate = optim.schedule(config.optim, self.total_steps, self.epoch_steps)
+            tx, task = optim.create(config.optim, rate), self.task
+            run = TrainStep(
+                self.model, tx, config, task.preprocess, task.mixing, key, mesh, log_prior
+            )
+            run = dataclasses.replace(run, unravel=unravel) if unravel else run
+            return run(state, batch)
+
+        return step
+
+    def like(self, config: Config) -> "Experiment":
+        """The experiment of a config that differs in numbers alone (`Field.number`): it shares the
+        data and what is compiled."""
+        return self._replace(config=config, task=self.task.like(config))
+
+    def _keys(self) -> Array:
+        """Of the initial state and of the training steps."""
+        return jax.random.split(jax.random.key(self.config.seed))
+
+
+def dispatches(experiments: Sequence[Experiment]) -> list[Dispatch]:
+    """A dispatch for each of some experiments that are like the first; one program for all."""
+    first, numbers = experiments[0], numbers_of(experiments)
+    tasks, mesh = [experiment.task for experiment in experiments], first.mesh
+    state = jax.tree.map(lambda x: x.sharding, first.shapes)
+    places, step_of = Places(state, split(mesh), replicated(mesh)), partial(first.step_of, mesh)
+    train = first.config.train
+    return create_dispatches(tasks, numbers, step_of, first.shapes, places, train)
+
+
+def numbers_of(experiments: Sequence[Experiment]) -> list[Numbers]:
+    """What enters the training step of each as data, of experiments that are like one another."""
+    varied = varied_fields([experiment.config for experiment in experiments])
+    return [experiment.numbers(varied) for experiment in experiments]
 
 
 def load(config: Config) -> Experiment:
@@ -82,29 +148,20 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
     epoch_steps = math.ceil(task.num_train / task.batch_size)
     total_steps = duration(config.train.epochs, config.train.steps, epoch_steps)
     _warn_of_warmup(config, total_steps, epoch_steps)
-    rate = optim.schedule(config.optim, total_steps, epoch_steps)
-    tx = optim.create(config.optim, rate)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    log_prior = None
-    if config.loss.name == "balanced_softmax":
-        log_prior = np.log(task.class_counts()).astype(np.float32)
-    step = TrainStep(model, tx, config, task.preprocess, task.mixing, step_key, mesh, log_prior)
-    create = partial(
+    tx = optim.create(config.optim, optim.schedule(config.optim, total_steps, epoch_steps))
+    init = partial(
         create_state,
         model,
         tx,
         task.example,
-        init_key,
         num_classes=len(task.class_names),
         use_arr=config.arr.weight > 0,
     )
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(mesh, shapes, config.parallel.fsdp)
     shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
-    create = jax.jit(create, out_shardings=shardings)
-    return Experiment(
-        config, task, model, mesh, epoch_steps, total_steps, create, step, rate, shapes
-    )
+    init = jax.jit(init, out_shardings=shardings)
+    return Experiment(config, task, model, mesh, epoch_steps, total_steps, init, shapes)
 
 
 def formulation_of(mesh: Mesh) -> Formulation:

@@ -58,12 +58,18 @@ def _whole(x: float) -> int:
 
 @dataclass(frozen=True)
 class Field:
-    """A config field. `free`: it does not affect the weights, so it may change on resume."""
+    """A config field.
+
+    free: it does not affect the weights, so it may change on resume.
+    number: it enters the training program as a number alone, so runs that differ in it may share
+      one program.
+    """
 
     default: Any
     rule: Rule
     help: str
     free: bool = False
+    number: bool = False
 
 
 def number(low: float, high: float = float("inf"), *, open_low: bool = False) -> Rule:

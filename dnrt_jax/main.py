@@ -51,6 +51,19 @@ def _parser() -> Parser:
         "--workdir", help="folder of the run; default: runs/NAME for configs/NAME.py"
     )
     parser.add_argument(
+        "--seeds",
+        metavar="N,N",
+        help="a set of runs that differ in the seed, in folders seedN of --workdir",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FIELD=X,Y",
+        help="a set of runs that differ in a number of the config, as optim.lr=1e-3,3e-4; "
+        "repeatable, and with --seeds: all combinations",
+    )
+    parser.add_argument(
         "--eval_only", action="store_true", help="evaluate a checkpoint of the run and exit"
     )
     parser.add_argument(
@@ -77,40 +90,62 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _config(args, overrides)
+    from dnrt_jax import members
+    from dnrt_jax.config import validate
     from dnrt_jax.runtime import multihost
-    from dnrt_jax.runtime.workdir import Workdir
+    from dnrt_jax.runtime.set_folder import SetFolder
 
+    named = members.of_command(config, args.seeds, args.sweep)
+    for member in named:
+        validate(member.config)
     keep_programs()
     multihost.initialize(
         args.coordinator, args.processes, args.process, config.parallel.heartbeat_seconds
     )
-    with Workdir(_path(args), is_main=multihost.is_main()) as workdir:
-        return _in_folder(workdir, config, args)
+    settings = members.by_setting(named)
+    with SetFolder(_path(args), settings, is_main=multihost.is_main()) as folder:
+        return _in_folder(folder, named, args)
 
 
-def _in_folder(workdir: Any, config: Any, args: argparse.Namespace) -> int:
-    with workdir.removed_on_error():
-        _check_folder(workdir, config, args)
-        from dnrt_jax import experiment
-        from dnrt_jax.runtime import checkpoint
+def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> int:
+    from dnrt_jax import experiment, sets
+    from dnrt_jax.runtime import checkpoint
 
-        built = experiment.load(config)
+    at = folder.members
+    with folder.removed_on_error():
+        for member in named:
+            _check_folder(at[member.name], member.config, args)
+        configs = {member.name: member.config for member in named}
+        built = dict(zip(configs, sets.load_all(list(configs.values())), strict=True))
         if args.eval_only:
-            return _evaluate(built, workdir, args.checkpoint)
-        workdir.check_space(built.shapes)
+            for name in built:
+                _evaluate(name, built[name], at[name], args.checkpoint)
+            return 0
+        folder.check_space([of_run.shapes for of_run in built.values()])
         # Load initial weights here, so that unsuitable ones leave no folder behind.
-        is_new = not checkpoint.steps(workdir.checkpoints)
-        fresh = experiment.initial_state(built) if is_new else None
-    if summary := _finished(workdir, built.total_steps):
-        print(f"{workdir.path}: finished at step {built.total_steps}. {_result(summary, config)}")
+        is_new = lambda name: not checkpoint.steps(at[name].checkpoints)
+        fresh = {name: experiment.initial_state(built[name]) for name in built if is_new(name)}
+    unfinished = []
+    for name, of_run in built.items():
+        if summary := _finished(at[name], total := of_run.total_steps):
+            said = _result(summary, of_run.config)
+            print(f"{at[name].path}: finished at step {total}. {said}")
+        else:
+            unfinished.append(name)
+    trained = folder.choose(args.seeds, args.sweep, unfinished)
+    if not unfinished:
+        folder.summarize()
         return 0
-    return _train(built, workdir, fresh)
+    # What is finished can only go along if it left a checkpoint.
+    runs = {name: built[name] for name in trained if name in unfinished or not is_new(name)}
+    return _train(runs, folder, fresh)
 
 
 def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
     """The config of the command line, or that of the run's folder, with the overrides."""
     from dnrt_jax.config import validate
     from dnrt_jax.config_file import load, override
+    from dnrt_jax.runtime.set_folder import read_members
     from dnrt_jax.runtime.workdir import read_config
 
     if args.config:
@@ -122,7 +157,12 @@ def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
             f"--workdir={args.workdir}: no such folder; to start a run give --config"
         )
     else:
-        config = override(read_config(Path(args.workdir).expanduser()), overrides)
+        folder = Path(args.workdir).expanduser()
+        if command := read_members(folder):
+            if not (args.seeds or args.sweep):
+                args.seeds, args.sweep = command["seeds"], command["sweep"]
+            folder /= next(iter(command["settings"].values()))[0]
+        config = override(read_config(folder), overrides)
     validate(config)
     return config
 
@@ -166,59 +206,81 @@ def _finished(workdir: Any, total_steps: int) -> dict[str, Any] | None:
     return summary if summary and summary["step"] == total_steps else None
 
 
-def _train(built: Any, workdir: Any, fresh: Any) -> int:
+def _train(experiments: dict[str, Any], folder: Any, fresh: dict[str, Any]) -> int:
     import jax
     from clu import parameter_overview
 
     from dnrt_jax import train
+    from dnrt_jax.run import Run
     from dnrt_jax.runtime import multihost
 
-    task, config = built.task, built.config
-    workdir.write_json("classes.json", task.class_names)
+    for name, workdir in folder.members.items():
+        workdir.write_json("classes.json", experiments[name].task.class_names)
+    first = next(iter(experiments.values()))
+    task, config = first.task, first.config
     if multihost.is_main():
-        print(parameter_overview.get_parameter_overview(built.shapes.params, include_stats=False))
+        print(parameter_overview.get_parameter_overview(first.shapes.params, include_stats=False))
         print(
             f"{config.data.name}: {task.description} of {len(task.class_names)} classes; "
-            f"{built.total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
-            f"in {jax.process_count()} processes; {workdir.path}",
+            f"{first.total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
+            f"in {jax.process_count()} processes; {folder.path}",
             flush=True,
         )
     with train.Stop() as stop:
         try:
-            summary = train.fit(built, workdir, stop, fresh)
+            runs = [
+                Run(name, experiment, folder.members[name], fresh.get(name))
+                for name, experiment in experiments.items()
+            ]
+            folder.start()
+            ended = train.fit(runs, stop, folder)
         except jax.errors.JaxRuntimeError:
             multihost.await_word(config.parallel.heartbeat_seconds)
             raise
-    if summary is None:
+    if not ended:
         return stop.status
     if multihost.is_main():
-        print(
-            f"Finished. {_result(summary, config)} Records, curves and checkpoints: {workdir.path}"
-        )
+        result = _result(folder.read_summary(), config)
+        print(f"Finished. {result} Records, curves and checkpoints: {folder.path}")
     return 0
 
 
-def _evaluate(built: Any, workdir: Any, name: str) -> int:
+def _evaluate(name: str, built: Any, workdir: Any, which: str) -> None:
     from dnrt_jax.runtime import checkpoint, multihost
     from dnrt_jax.runtime.workdir import find_step
 
-    step = find_step(workdir.path, name)
+    step = find_step(workdir.path, which)
     restored = checkpoint.restore(workdir.checkpoints, built.shapes, step)
     assert restored is not None, "_check_folder has seen one"
     values = built.task.evaluator(built.model, built.mesh)(restored.state)
     values.pop("confusion")
     if multihost.is_main():
-        print(f"step {restored.step} " + " ".join(f"{k}={v:.6g}" for k, v in values.items()))
-    return 0
+        said = " ".join(f"{k}={v:.6g}" for k, v in values.items())
+        print(f"{name} step {restored.step} {said}".lstrip())
 
 
 def _result(summary: dict[str, Any], config: Any) -> str:
-    best, last = summary["best"], summary["last"]
+    """The result of a run, or of each setting of a set, in words."""
     name, key = {"acc": "accuracy", "auc": "AUC"}[config.eval.metric], f"test/{config.eval.metric}"
+    if "settings" in summary:
+        return " ".join(_of_setting(about, name, key) for about in summary["settings"])
+    best, last = summary["best"], summary["last"]
     which = "the best of validation" if "valid/acc" in best else "the best"
     return (
         f"Test {name} {last[key]:.4f} at the last step, "
         f"{best[key]:.4f} at {which} (step {best['step']})."
+    )
+
+
+def _of_setting(about: dict[str, Any], name: str, key: str) -> str:
+    prefix = f"{about['setting']}: " if about["setting"] else ""
+    last = about["last"][key]
+    if last["n"] == 1:
+        return f"{prefix}test {name} {last['mean']:.4f} at the last step."
+    low, high = last["interval"]
+    return (
+        f"{prefix}test {name} {last['mean']:.4f} ± {last['deviation']:.4f} over {last['n']} runs, "
+        f"95% interval {low:.4f} to {high:.4f}, at the last step."
     )
 
 

@@ -1,27 +1,22 @@
-"""The training loop. It can be killed at any time and resumed with bitwise the same result.
-
-The samples of a batch, augmentation, dropout, and what is logged, evaluated and saved are functions
-of (config, step) alone, so a resumed run repeats exactly what an uninterrupted run does.
-"""
+"""The training loop. It can be killed at any time and resumed with bitwise the same result."""
 
 import logging
-import math
 import os
 import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from dnrt_jax.config import Config, to_json
-from dnrt_jax.experiment import Experiment, initial_state
-from dnrt_jax.report import curves
-from dnrt_jax.runtime import checkpoint, flops, multihost
-from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
+from dnrt_jax import sets
+from dnrt_jax.experiment import dispatches
+from dnrt_jax.run import Run
+from dnrt_jax.runtime import multihost
+from dnrt_jax.runtime.errors import NonFiniteError
 from dnrt_jax.runtime.progress import Progress
-from dnrt_jax.runtime.workdir import Workdir, best_record
-from dnrt_jax.training.state import TrainState
+from dnrt_jax.runtime.set_folder import SetFolder
+from dnrt_jax.training.members import Alone, Together, Trainer, check_memory
 
 
 class Stop:
@@ -53,207 +48,102 @@ class Stop:
         )
 
 
-class Due(NamedTuple):
-    """What to do after a step."""
+def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder) -> bool:
+    """Trains runs to their last step, each from where it is.
 
-    log: bool
-    evaluate: bool
-    save: bool
-    last: bool
-
-
-class Calendar(NamedTuple):
-    """The schedule of logging, evaluation and checkpoints, in steps."""
-
-    log: int
-    evaluate: int
-    save: int
-    epoch: int
-    total: int
-
-    def until_next(self, step: int, most: int) -> int:
-        """Number of steps from `step` to the next event or end of an epoch, at most `most`."""
-        periods = (self.log, self.evaluate, self.save, self.epoch)
-        return min(most, self.total - step, *(n - step % n for n in periods))
-
-    def due(self, step: int) -> Due:
-        last = step == self.total
-        evaluate = step % self.evaluate == 0 or last
-        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last, last)
-
-
-class Window:
-    """The values of the steps since the last log record."""
-
-    def __init__(self, values: dict[str, list[float]], skipped: int):
-        self.values, self.skipped = values, skipped
-
-    def add(self, values: dict[str, np.ndarray], finite: np.ndarray) -> None:
-        self.skipped += int((~finite).sum())
-        for name, column in values.items():
-            self.values.setdefault(name, []).extend(column[finite].astype(float).tolist())
-
-    def take_means(self) -> dict[str, float]:
-        """Returns the means as {"train/NAME": value} and starts a new window."""
-        values, self.values = self.values, {}
-        return {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in values.items() if xs}
-
-
-def fit(
-    experiment: Experiment, workdir: Workdir, stop: Stop, fresh: TrainState | None = None
-) -> dict[str, Any] | None:
-    """Trains to the last step, from the newest checkpoint or, without one, from the state `fresh`.
+    A run whose loss is not finite stops by itself, and the others go on.
 
     Returns:
-      The summary of the run; None if `stop` ended it early, after a checkpoint.
+      Whether all came to their end; False if `stop` ended them early, after a checkpoint.
 
     Raises:
-      UserError, OSError: what stopped the run.
+      NonFiniteError: for the runs that stopped by themselves, when the others are at their end.
+      UserError, OSError: what stopped all of them.
     """
-    config, calendar = experiment.config, calendar_of(experiment)
-    evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
-    state, step, window = _start(experiment, workdir, fresh)
-    dispatch = experiment.dispatch()
-    best_step = _best_step(workdir, config)
-    progress = Progress(
-        step, calendar.total, experiment.task.batch_size, is_main=multihost.is_main()
-    )
-    macs, stopping = experiment.task.multiply_accumulates(experiment.model), False
+    groups, first = groups_of(runs), runs[0].experiment
+    total = sum(run.calendar.total for run in runs)
+    progress = Progress(sum(run.step for run in runs), total, is_main=multihost.is_main())
+    macs = first.task.multiply_accumulates(first.model)
     progress.say(f"{macs / 1e6:.4g} million multiply-accumulates a sample, forward" if macs else "")
     progress.say("compiling the training step")
-    while step < calendar.total and not stopping:
-        count = calendar.until_next(step, config.train.dispatch_steps)
-        with progress.timed(count):
-            state, values = dispatch.run(state, step, count)
-        window.add(values, _finite(values, step, config.train.on_nonfinite == "stop"))
-        step += count
-        _check_skipped(window.skipped, step, config)
-        workdir.write_config(config)  # only after a step was taken with it
-        stopping, due = multihost.any_process(bool(stop.signal)), calendar.due(step)
-
-        record: dict[str, Any] = {"step": step, "epoch": step / calendar.epoch}
-        if due.log:
-            record |= window.take_means()
-            if config.train.on_nonfinite == "skip":
-                record["train/skipped"] = window.skipped
-            record["train/lr"] = float(experiment.rate(step - 1))
-            record |= _speed(progress.images_per_sec(), macs)
-        if due.evaluate:
-            results = evaluate(state)
-            workdir.write_json("confusion.json", results.pop("confusion").tolist())
-            record |= results
-        if due.log:
-            workdir.record(record)
-            progress.show(record)
-        if due.evaluate:
-            best_step = _best_step(workdir, config)
-        if due.save or stopping or step == best_step:
-            _save(workdir, state, step, config, window, best_step)
+    stopping = False
+    while any(run.is_active for run in runs) and not stopping:
+        for group in groups:
+            for run, record in group.advance(progress):
+                for line in folder.add(run.name, record):
+                    progress.show(line)
+            for line in (x for run in group.runs if run.failure for x in folder.stop(run.name)):
+                progress.show(line)
+            if stopping := multihost.any_process(bool(stop.signal)):
+                break
+    for group in groups if stopping else ():
+        group.save()
     progress.close()
-    return _summarize(workdir, state, config) if step == calendar.total else None
+    for run in runs:
+        if run.is_finished:
+            run.summarize()
+    folder.summarize()
+    if failed := [run for run in runs if run.failure]:
+        named = lambda run: f"{run.name}: {run.failure}" if run.name else str(run.failure)
+        raise NonFiniteError("; ".join(map(named, failed)))
+    return all(run.is_finished for run in runs)
 
 
-def calendar_of(experiment: Experiment) -> Calendar:
-    return Calendar(
-        experiment.config.train.log_steps,
-        experiment.period("eval"),
-        experiment.period("checkpoint"),
-        experiment.epoch_steps,
-        experiment.total_steps,
-    )
+class Group(NamedTuple):
+    """Runs whose states one trainer holds."""
+
+    runs: list[Run]
+    trainer: Trainer
+
+    def advance(self, progress: Progress) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """Takes steps in each active run, to where something is due in one, and does that.
+
+        Yields the records.
+        """
+        if not (active := [run for run in self.runs if run.is_active]):
+            return
+        most = active[0].experiment.config.train.dispatch_steps
+        count = min(run.calendar.until_next(run.step, most) for run in active)
+        start = time.monotonic()
+        values = self.trainer.run([run.step for run in self.runs], count)
+        seconds = time.monotonic() - start
+        progress.update(count * len(active))
+        for i, run in enumerate(self.runs):
+            if run.is_active:
+                with self._stopping_alone(run):
+                    run.take(values[i], count, seconds)
+                    if record := run.settle(partial(self.trainer.state, i)):
+                        yield run, record
+
+    def save(self) -> None:
+        """Saves a checkpoint of each active run."""
+        for i, run in enumerate(self.runs):
+            if run.is_active:
+                with self._stopping_alone(run):
+                    run.save(partial(self.trainer.state, i))
+
+    @contextmanager
+    def _stopping_alone(self, run: Run) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteError as error:
+            run.failure = error
+            if run.name:
+                logging.warning("%s stops: %s", run.name, error)
 
 
-def _start(experiment: Experiment, workdir: Workdir, fresh: TrainState | None):
-    """The (state, step, window) to start or resume from."""
-    total = experiment.total_steps
-    restored = checkpoint.restore(workdir.checkpoints, experiment.shapes)
-    if restored is None:
-        workdir.rewind(0)
-        return initial_state(experiment) if fresh is None else fresh, 0, Window({}, 0)
-    if restored.step > total:
-        raise WorkdirError(
-            f"{workdir.path}: is at step {restored.step}, beyond the {total} steps of this config; "
-            "set at least as many, or choose another --workdir"
-        )
-    logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
-    workdir.rewind(restored.step)
-    extra = restored.extra
-    return restored.state, restored.step, Window(extra["window"], extra.get("skipped", 0))
-
-
-def _best_step(workdir: Workdir, config: Config) -> int | None:
-    best = best_record(workdir.records(), config.eval.metric)
-    return best["step"] if best else None
-
-
-def _save(
-    workdir: Workdir, state: Any, step: int, config: Config, window: Window, best_step: int | None
-) -> None:
-    if not _is_finite(state):
-        raise NonFiniteError(
-            f"step {step}: a parameter or class mean is not finite; no checkpoint was saved"
-        )
-    extra = {"window": window.values, "skipped": window.skipped}
-    checkpoint.save(workdir.checkpoints, state, step, config=to_json(config), extra=extra)
-    checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
-
-
-def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | None]:
-    """Log entries on speed; utilization and memory only if known for the device."""
-    speed: dict[str, float | None] = {"train/images_per_sec": images_per_sec}
-    if images_per_sec and macs and (share := flops.utilization(macs, images_per_sec)):
-        speed["train/utilization"] = share
-    if memory := jax.local_devices()[0].memory_stats():
-        speed["train/peak_gb"] = memory["peak_bytes_in_use"] / 1e9
-    return speed
-
-
-@jax.jit
-def _is_finite(state: Any) -> jax.Array:
-    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
-
-
-def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
-    """Whether each step from `step` on was finite, bool[n]; the others left the state unchanged.
-
-    Raises:
-      NonFiniteError: with `stop`, for the first step that was not finite.
-    """
-    finite = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
-    for i in np.flatnonzero(~finite):
-        seen = {name: float(column[i]) for name, column in values.items()}
-        # Name the first cause: a sum is not finite if a term is not; a gradient may overflow alone.
-        terms = ("loss_ce", "loss_arr", "loss", "grad_norm")
-        cause = next(t for t in terms if t in seen and not math.isfinite(seen[t]))
-        listed = ", ".join(f"{name}={value:g}" for name, value in seen.items())
-        line = f"{cause} is not finite at step {step + i + 1} ({listed})"
-        if stop:
-            raise NonFiniteError(
-                f"{line}; lower config.optim.lr, check the data, or skip such steps with "
-                "--config.train.on_nonfinite=skip; the last checkpoint is intact"
-            )
-        logging.warning("%s: skipped", line)
-    return finite
-
-
-def _check_skipped(skipped: int, step: int, config: Config) -> None:
-    if skipped > config.train.max_skipped:
-        raise NonFiniteError(
-            f"step {step}: {skipped} steps were skipped, more than "
-            f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is intact"
-        )
-
-
-def _summarize(workdir: Workdir, state, config: Config) -> dict[str, Any]:
-    records = workdir.records()
-    if multihost.is_main():
-        curves.draw(records, workdir.path / "curves.png")
-    summary = {
-        "step": int(state.step),
-        "params": sum(x.size for x in jax.tree.leaves(state.params)),
-        "best": best_record(records, config.eval.metric),
-        "last": records[-1],
-    }
-    workdir.write_json("summary.json", summary)
-    return summary
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one program together, or each by itself, as `sets.mesh_together` says."""
+    of = {id(run.experiment): run for run in runs}
+    groups = []
+    for experiments in sets.programs(run.experiment for run in runs):
+        first, some = experiments[0], [of[id(one)] for one in experiments]
+        states = [run.take_state() for run in some]
+        if (mesh := sets.mesh_together(experiments)) is None:
+            each = zip(some, dispatches(experiments), states, strict=True)
+            groups += [Group([run], Alone(dispatch, state)) for run, dispatch, state in each]
+        else:
+            dispatch, shapes = sets.dispatch_together(experiments, mesh)
+            check_memory(shapes, len(some))
+            groups.append(Group(some, Together(dispatch, states, first.shapes, shapes)))
+    return groups

@@ -24,8 +24,8 @@ line, `--config.FIELD=VALUE` sets a field and `--config.FIELD=none` resets it to
 unknown field or an invalid value is reported in one line before training starts.
 
 "On resume" says whether a run may be resumed with another value of the field; for other fields
-`--allow_change=FIELD` is needed. A duration has two fields, in epochs and in steps; if
-the steps are not 0, they take precedence.
+`--allow_change=FIELD` is needed. "Sweep" marks the numbers that `--sweep=FIELD=X,Y` may vary. A
+duration has two fields, in epochs and in steps; if the steps are not 0, they take precedence.
 
 """
 MODELS = """\
@@ -47,10 +47,17 @@ def page() -> str:
 
 def _fields(fields: dict[str, Field]) -> str:
     rows = (
-        (f"`{name}`", _value(f.default), f.rule.expected, f.help, "may change" if f.free else "")
+        (
+            f"`{name}`",
+            _value(f.default),
+            f.rule.expected,
+            f.help,
+            "may change" if f.free else "",
+            "yes" if f.number else "",
+        )
         for name, f in fields.items()
     )
-    return _table(("field", "default", "value", "meaning", "on resume"), rows)
+    return _table(("field", "default", "value", "meaning", "on resume", "sweep"), rows)
 
 
 def _architectures() -> Iterator[str]:

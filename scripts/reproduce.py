@@ -7,10 +7,11 @@
     python scripts/reproduce.py study --jobs=2                  # the same as scripts/study.py
 
 table1: ViTs, table2: CNNs, table3: ImageNet-1k, table4: cost, table5: DGraph and long tails,
-table6: ablation. Data lie in $DATA_DIR. Runs lie in --runs, one folder each, and can be
-interrupted: the same command goes on. A run that fails is named below the table. Numbers go to
---results. Fields of the config, as --config.model.dtype=bfloat16, are set in every run: give such
-runs folders of their own by --runs and --results.
+table6: ablation. Data lie in $DATA_DIR. The seeds of a row train as one set of runs, together on an
+accelerator; those of ImageNet, whose images are streamed, one by one. Runs lie in --runs, one
+folder each, and can be interrupted: the same command goes on. A run that fails is named below the
+table. Numbers go to --results. Fields of the config, as --config.model.dtype=bfloat16, are set in
+every run: give such runs folders of their own by --runs and --results.
 """
 
 import argparse
@@ -151,9 +152,17 @@ class Run(NamedTuple):
         return f"{self.row.dataset} {self.row.model} {self.row.case} seed {self.seed}"
 
     def command(self) -> list[str]:
+        return self._program(self.workdir)
+
+    def command_with(self, others: Sequence["Run"]) -> list[str]:
+        """Of a set of this run and others, which differ in the seed alone."""
+        seeds = ",".join(str(run.seed) for run in (self, *others))
+        return [*self._program(self.workdir.parent), f"--seeds={seeds}"]
+
+    def _program(self, workdir: Path) -> list[str]:
         flags = [f"--config.{name}={value}" for name, value in self.fields.items()]
         program = [sys.executable, "-m", "dnrt_jax.main", f"--config={self.row.config}"]
-        return [*program, f"--workdir={self.workdir}", *flags]
+        return [*program, f"--workdir={workdir}", *flags]
 
     def result(self) -> dict[str, Any] | None:
         """The summary {"step", "best", "last"} of a finished run; else None."""
@@ -216,24 +225,36 @@ def _shortened(row: Row, fields: dict[str, Any], epochs: int) -> dict[str, Any]:
     return changed
 
 
+def sets_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """The seeds of each row, which train by one command; of streamed images each by itself, as each
+    decodes its own."""
+    found: dict[Path, list[Run]] = {}
+    for run in runs:
+        is_streamed = run.row.dataset.startswith("imagenet")
+        found.setdefault(run.workdir if is_streamed else run.workdir.parent, []).append(run)
+    return list(found.values())
+
+
 def train(runs: Sequence[Run], save) -> list[str]:
-    """Trains the runs that are not finished, with save() after each; returns messages of failures.
+    """Trains the runs that are not finished, with save() after each set; returns messages of
+    failures.
 
     Raises:
-      KeyboardInterrupt: after the current run has saved a checkpoint.
+      KeyboardInterrupt: after the current runs have saved a checkpoint.
     """
-    failed = []
+    failed, sets = [], sets_of(runs)
     environment = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
-    for i, run in enumerate(runs):
-        if run.result():
+    for i, seeds in enumerate(sets):
+        if all(run.result() for run in seeds):
             continue
-        print(f"[{i + 1}/{len(runs)}] {run.name}", file=sys.stderr, flush=True)
+        run, *others = seeds
+        name = " ".join([run.name, *(str(other.seed) for other in others)])
+        print(f"[{i + 1}/{len(sets)}] {name}", file=sys.stderr, flush=True)
         run.workdir.parent.mkdir(parents=True, exist_ok=True)
-        log = run.workdir.parent / f"seed{run.seed}.log"
+        log = run.workdir.parent / (f"seed{run.seed}.log" if not others else "seeds.log")
+        command = run.command_with(others) if others else run.command()
         with log.open("a") as file:
-            process = subprocess.Popen(
-                run.command(), cwd=ROOT, env=environment, stdout=file, stderr=file
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
             try:
                 status = process.wait()
             except KeyboardInterrupt:
@@ -242,9 +263,11 @@ def train(runs: Sequence[Run], save) -> list[str]:
                 raise
         if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
             raise KeyboardInterrupt
-        if status or not run.result():
+        unfinished = [run for run in seeds if not run.result()]
+        if status or unfinished:
             lines = log.read_text().strip().splitlines()
-            failed.append(f"{run.name}: {lines[-1] if lines else status} ({log})")
+            last = f"{lines[-1] if lines else status} ({log})"
+            failed += [f"{run.name}: {last}" for run in unfinished or seeds]
         save()
     return failed
 
@@ -386,10 +409,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_plan(runs: Sequence[Run]) -> int:
     hours, unknown = 0.0, 0
+    size = {run.workdir: len(seeds) for seeds in sets_of(runs) for run in seeds}
     for run in runs:
         done, needed = run.result() is not None, estimate(run)
         said = "finished" if done else "?" if needed is None else f"{needed:.2g} h"
-        print(f"{run.name}: {said}")
+        together = f", in a set of {size[run.workdir]}" if size[run.workdir] > 1 else ""
+        print(f"{run.name}: {said}{together}")
         unknown += needed is None and not done
         hours += 0 if done else needed or 0
     rest = f" and {unknown} that cannot be estimated" if unknown else ""

@@ -22,6 +22,7 @@ NOT_RUN = {  # a pattern of the command: why
     r"hf:": "a network; tests/test_hub.py has a stand-in",
     r"-m pytest": "the suite itself",
     r"-m dnrt_jax\.benchmark": "tests/test_benchmark.py runs each at small sizes",
+    r"--seeds=|--sweep=": "tests/test_sets.py has their like",
     r"reproduce\.py table4": "the same as benchmark table4",
     r"reproduce\.py table1 --dry_run": "tests/test_reproduce_rows.py does, for every table",
     r"reproduce\.py table\d(?!.*--dry_run)": "an accelerator; test_reproduce_rows.py has its rows",

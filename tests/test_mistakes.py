@@ -4,6 +4,7 @@ The programs run in this process, as their `main(argv)`: what they print and the
 those of the command.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from runs import ROOT, environment, run
 from dnrt_jax import convert, main, predict, preview
 from dnrt_jax.report import __main__ as report
 from dnrt_jax.runtime import process
+from dnrt_jax.runtime.workdir import Workdir
 
 TINY = [
     "model.embed_dim=16",
@@ -76,6 +78,21 @@ CONFIG = {
     "weights that are not there": (["--config.init_from=x.safetensors"], "config.init_from: x.saf"),
     "nothing to evaluate": (["--eval_only"], "no checkpoint to evaluate"),
     "half an address": (["--coordinator=localhost:1"], "--processes and --process together"),
+    "a seed that is none": (["--seeds=0,x"], "--seeds: seed='0,x': each must be a whole number"),
+    "a seed named twice": (["--seeds=1,0,1"], "a value is given twice"),
+    "a sweep of what changes the program": (
+        ["--sweep=model.depth=2,4"],
+        "by --config.model.depth=VALUE and another --workdir; --sweep takes arr.weight",
+    ),
+    "a sweep of a misspelt field": (["--sweep=optim.lrr=1,2"], "did you mean optim.lr?"),
+    "a sweep without values": (["--sweep=optim.lr"], "as optim.lr=1e-3,1e-4"),
+    "a sweep of impossible values": (["--sweep=arr.momentum=0.1,2"], "each must be a number from"),
+    "a sweep of the seed": (["--sweep=seed=0,1"], "give --seeds=0,1"),
+    "a sweep named twice": (["--sweep=optim.lr=1", "--sweep=optim.lr=2"], "join its values"),
+    "parts that do not divide": (
+        ["--seeds=0,1", "--config.parallel.members=together", "--config.parallel.member_parts=3"],
+        "member_parts=3: does not divide 2 members",
+    ),
     "an unknown flag": (["--wrkdir=x"], "--wrkdir"),
 }
 
@@ -266,3 +283,24 @@ def test_a_file_of_the_system_and_a_full_device_are_one_line(capsys):
     with pytest.raises(SystemExit), process.user_errors():
         Path("/nowhere/at/all").read_text()
     assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_set_is_not_taken_for_that_of_a_run_nor_a_run_for_a_set(capsys, tmp_path):
+    flags = ["--config=configs/digits.py", *TINY]
+    about = {"seeds": "0,1", "sweep": [], "settings": {"": ["seed0", "seed1"]}, "trained": []}
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "members.json").write_text(json.dumps(about))
+    line = refused(capsys, main.main, f"--workdir={tmp_path}/set", *flags)
+    assert "holds a set of runs; give --seeds" in line
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    line = refused(capsys, main.main, f"--workdir={tmp_path}/run", "--seeds=0,1", *flags)
+    assert "holds a run by itself; choose another" in line
+
+
+def test_a_member_in_use_is_named_and_the_set_leaves_no_folder(capsys, tmp_path):
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/set", "--seeds=0,1", *TINY]
+    with Workdir(tmp_path / "set" / "seed1"):
+        line = refused(capsys, main.main, *flags)
+    assert f"seed1: in use by process {os.getpid()}" in line
+    assert not (tmp_path / "set" / "seed0").exists()

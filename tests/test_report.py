@@ -124,6 +124,30 @@ def test_what_the_figures_show_is_what_was_recorded(runs):
     assert texts == ["75", "0"]
 
 
+def test_a_set_is_its_mean_with_a_band_of_one_deviation():
+    rows = [
+        {"step": 1, "test/acc": 0.25, "deviation/test/acc": 0.05},
+        {"step": 4, "test/acc": 0.5, "deviation/test/acc": 0.1},
+    ]
+    (band,) = figures.curves({"a": rows}).axes[2].collections
+    points = band.get_paths()[0].vertices
+    for share, low, high in ((0.25, 20, 30), (1, 40, 60)):
+        at = points[np.isclose(points[:, 0], share), 1]
+        assert (at.min(), at.max()) == pytest.approx((low, high))
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_set_stands_for_its_runs(tmp_path):
+    flags = ["--config.train.steps=3", "--config.train.eval_steps=1"]
+    flags += ["--config.optim.warmup_steps=1", "--seeds=0,1"]
+    call = command(tmp_path / "set", *flags)
+    subprocess.run(call, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    assert program.main([str(tmp_path / "set"), f"--out={tmp_path}/out", "--count=100"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<tr>") == 2  # the head, and one row
+    assert re.search(r"\d\d\.\d\d% ± \d+\.\d\d%", page)
+
+
 def test_spread_within_and_between_classes():
     x = np.array([[0.0, 0], [2, 0], [10, 0], [12, 0]])
     within, between = spread(x, np.array([3, 3, 5, 5]))

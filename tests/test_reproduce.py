@@ -70,7 +70,8 @@ def test_the_plan_tells_the_time(capsys):
     assert reproduce.main(argv) == 0
     *runs, total = capsys.readouterr().out.splitlines()
     # 0.366 GMACs x 3 x 2 x 50,000 images x 300 epochs at 150 GFLOP/s
-    assert runs == [f"cifar100 vit_tiny gelu seed {seed}: 61 h" for seed in (0, 1)]
+    said = "61 h, in a set of 2"
+    assert runs == [f"cifar100 vit_tiny gelu seed {seed}: {said}" for seed in (0, 1)]
     assert total.startswith("2 runs, about 12")
 
 
@@ -117,9 +118,29 @@ def test_the_table_has_means_deviations_and_the_difference():
     assert second == "| d | m | gelu |  | - | - |  | 0 |"
 
 
+def test_the_seeds_of_a_row_are_one_command_but_of_streamed_images(tmp_path):
+    rows = {row.dataset: row for row in reproduce.rows_of("table1", "full")}
+    make = lambda row, seed: reproduce.Run(row, seed, tmp_path / row.dataset / f"seed{seed}", {})
+    runs = [make(rows[name], seed) for seed in (0, 1) for name in ("cifar10", "imagenet100")]
+    small, *large = reproduce.sets_of(runs)
+    assert [run.seed for run in small] == [0, 1]
+    assert [len(runs) for runs in large] == [1, 1]
+    command = small[0].command_with(small[1:])
+    assert command[-1] == "--seeds=0,1"
+    assert f"--workdir={tmp_path / 'cifar10'}" in command
+
+
 def test_table6_on_digits_from_plan_to_table_through_an_interruption(tmp_path):
     cases = ["gelu", "raa+arr"]
-    command = [sys.executable, "scripts/reproduce.py", "table6", "--scale=tiny", "--seeds", "0"]
+    command = [
+        sys.executable,
+        "scripts/reproduce.py",
+        "table6",
+        "--scale=tiny",
+        "--seeds",
+        "0",
+        "1",
+    ]
     command += ["--acts", *cases]
     command += ["--epochs=1", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]
     results = Path(tmp_path, "table6-tiny-1.json")

@@ -4,7 +4,8 @@ import signal
 
 import numpy as np
 
-from dnrt_jax.train import Calendar, Stop, Window
+from dnrt_jax.run import Calendar, Window
+from dnrt_jax.train import Stop
 
 CALENDAR = Calendar(log=7, evaluate=10, save=5, epoch=12, total=44)
 

@@ -12,6 +12,7 @@ no overlap: these compare programs, not machines.
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--act", default="raa", help="activation")
     parser.add_argument("--arr_weight", type=float, default=20.0, help="0 for no ARR")
     parser.add_argument("--batch_size", type=int, default=1024, help="over all devices")
+    parser.add_argument(
+        "--members", type=int, default=1, help="runs trained together, of --batch_size each"
+    )
     parser.add_argument("--num_classes", type=int, default=10)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--rule", choices=("sequential", "centroid"), default="sequential")
@@ -106,7 +110,14 @@ def _tpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[st
         yield "outside the loop", outside / 1e6, "M cycles"
     for kind, count in sorted(unknown.items()):
         yield f"without an estimate: {kind}", count, "a step"
-    if hertz := targets.TPU_HZ[args.target.split(":")[1]]:
+    generation = args.target.split(":")[1]
+    share = targets.chips(args.target) // math.gcd(targets.chips(args.target), args.members)
+    moved = sum(
+        hlo.on_the_ring(kind, size, share)
+        for kind, (_, size) in hlo.collectives(program, body).items()
+    )
+    yield "collectives at the link's speed", 1e3 * moved / targets.TPU_LINK[generation], "ms/step"
+    if hertz := targets.TPU_HZ[generation]:
         yield "predicted time", 1e3 * total / hertz, "ms/step"
         yield from _speed(args, facts, total / hertz)
 
@@ -129,14 +140,14 @@ def _gpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[st
 
 
 def _speed(args, facts, seconds: float) -> Iterator[tuple[str, float, str]]:
-    yield "predicted speed", args.batch_size / seconds, "images/s"
+    yield "predicted speed", args.members * args.batch_size / seconds, "images/s"
     peak = targets.chips(args.target) * flops.PEAK_FLOPS[facts["kind"]]
     yield "share of peak", _operations(args, facts) / (seconds * peak), "of peak"
 
 
 def _operations(args, facts) -> int:
     """Of the model on all devices, without the augmentation."""
-    return 2 * (3 if args.what == "train" else 1) * facts["macs"] * args.batch_size
+    return 2 * (3 if args.what == "train" else 1) * facts["macs"] * args.batch_size * args.members
 
 
 def part(program: hlo.Program, instruction: hlo.Instruction) -> str:

@@ -211,6 +211,12 @@ def collectives(program: Program, computation: str) -> dict[str, tuple[int, int]
     return found
 
 
+def on_the_ring(kind: str, size: int, devices: int) -> float:
+    """Bytes that a device sends in a ring, for a result of `size` bytes."""
+    hops = (devices - 1) / devices
+    return size * {"all-reduce": 2 * hops, "reduce-scatter": devices - 1}.get(kind, hops)
+
+
 def scalar_moves(program: Program, computation: str) -> Counter[str]:
     """Number of "gather" and "scatter" instructions that move one element an index, inside and
     outside of fusions: on TPU each takes an element at a time."""

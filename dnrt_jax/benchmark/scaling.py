@@ -63,19 +63,13 @@ def _rows(args: argparse.Namespace, devices: int, layout: str) -> Iterator[Resul
     for kind, (count, size) in found["collectives"].items():
         yield row(f": {count} x {kind}", size / 1e6, "MB a step")
     moved = sum(
-        _on_the_ring(kind, size, devices) for kind, (_, size) in found["collectives"].items()
+        hlo.on_the_ring(kind, size, devices) for kind, (_, size) in found["collectives"].items()
     )
     computing = 6 * found["macs"] * args.batch_per_device / (args.tflops * 1e12)
     for link in args.link_gb_per_s:
         moving = moved / (link * 1e9)
         share = moving / (moving + computing)
         yield row(f": share at {link:g} GB/s", share, "of the step")
-
-
-def _on_the_ring(kind: str, size: int, devices: int) -> float:
-    """Bytes that a device sends, for a result of `size` bytes."""
-    hops = (devices - 1) / devices
-    return size * {"all-reduce": 2 * hops, "reduce-scatter": devices - 1}.get(kind, hops)
 
 
 def compiled(settings: dict[str, Any]) -> dict[str, Any]:

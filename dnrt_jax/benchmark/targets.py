@@ -14,6 +14,8 @@ KNOWN = (
 # Of a core. v5e, v5p: "How to Scale Your Model", 2025; v4: Jouppi et al., ISCA 2023. Each also
 # follows from the peak and the number of multipliers. v6e: not published.
 TPU_HZ = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": None}
+# Bytes a second between chips, of a chip in all: Google's pages on each TPU.
+TPU_LINK = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
 # What a process needs in its environment to compile without a device. Several may do so at once.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

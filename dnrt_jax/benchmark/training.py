@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dnrt_jax import experiment, models
-from dnrt_jax.config import Config, default, validate
+from dnrt_jax import experiment, models, sets
+from dnrt_jax.config import Config, default, replaced, validate
 from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.experiment import Experiment
 from dnrt_jax.runtime import flops
 from dnrt_jax.runtime.sharding import replicated, split
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.tasks.image_classification import ImageClassification
+from dnrt_jax.training import members
 from dnrt_jax.training.dispatch import Scan
 from dnrt_jax.training.step import eval_step
 
@@ -100,7 +101,8 @@ def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, in
 
     Args:
       settings: what ("train": the many steps of a dispatch, "eval" or "infer": one batch), model,
-        depth, act, arr_weight, rule, batch_size, num_classes, dtype, augment, fsdp.
+        depth, act, arr_weight, rule, batch_size, num_classes, dtype, augment, fsdp,
+        members (runs that train together).
 
     Returns:
       The program, not compiled yet; multiply-accumulates of an image; its values.
@@ -118,7 +120,10 @@ def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, in
     labels = (np.arange(samples) % num_classes).astype(np.int32)
     data = Dataset(pixels, labels, tuple(map(str, range(num_classes))))
     built = experiment.build(config, _Shapes(config, data, data), mesh)
-    program = {"train": _train, "eval": _eval, "infer": _infer}[settings["what"]](built)
+    if settings["what"] == "train":
+        program = _train(built, settings["members"])
+    else:
+        program = {"eval": _eval, "infer": _infer}[settings["what"]](built)
     macs = flops.of_example(built.model, built.task.example).total
     return program, macs, math.prod(pixels.shape[1:])
 
@@ -140,10 +145,14 @@ class _Shapes(ImageClassification):
         return made[0]._replace(data=jax.tree.map(place, shapes))
 
 
-def _train(built: Experiment) -> Any:
-    dispatch = built.dispatch()
+def _train(built: Experiment, count: int) -> Any:
+    dispatch, shapes = built.dispatch(), built.shapes
+    if count > 1:
+        of_seed = lambda seed: built.like(replaced(built.config, {"seed": seed}))
+        mesh = members.member_mesh(built.mesh, count)
+        dispatch, shapes = sets.dispatch_together(list(map(of_seed, range(count))), mesh)
     assert isinstance(dispatch, Scan), "the config says so"
-    return dispatch.lower(built.shapes)
+    return dispatch.lower(shapes)
 
 
 def _eval(built: Experiment) -> Any:

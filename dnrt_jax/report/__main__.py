@@ -1,5 +1,8 @@
 """Compares runs on one HTML page: python -m dnrt_jax.report RUN... --out=report
 
+The folder of a set of runs stands for them all: curves are means with a band of one standard
+deviation, confusions are sums, and responses are those of the first seed.
+
 Writes a self-contained report.html, and each figure as PNG and SVG: figure 3 (curves; with
 --paper=results/paper/fig3.json also those of the paper), figure 2 (violin plots of responses),
 accuracy per class, confusion matrices, spread of responses within and between classes, RAA shifts.
@@ -18,7 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,12 +99,14 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
     from dnrt_jax.runtime.workdir import read_records, read_run
 
     keep_programs()
-    names = _names(folders)
-    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
-    records = {n: read_records(f) for n, f in zip(names, folders, strict=True)}
-    for name, folder in zip(names, folders, strict=True):
+    shown = [one for folder in folders for one in _members(folder)]
+    names = _names([one.records for one in shown])
+    entries = dict(zip(names, shown, strict=True))
+    runs = {name: read_run(one.runs[0]) for name, one in entries.items()}
+    records = {name: read_records(one.records) for name, one in entries.items()}
+    for name, one in entries.items():
         if not any("test/acc" in record for record in records[name]):
-            raise WorkdirError(f"{folder}: nothing was evaluated yet")
+            raise WorkdirError(f"{one.records}: nothing was evaluated yet")
     curves = json.loads(paper.read_text()) if paper else None
     drawn: dict[str, Any] = {"curves": figures.curves(records, curves)}
     if (training := figures.over_training(records)) is not None:
@@ -116,9 +121,10 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
         drawn["activated"] = figures.activated(found)
 
     confusions: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-    for name, folder in zip(names, folders, strict=True):
+    for name, one in entries.items():
         classes = runs[name].class_names or ()
-        table = np.array(json.loads((folder / "confusion.json").read_text()))
+        tables = [json.loads((run / "confusion.json").read_text()) for run in one.runs]
+        table = np.sum(tables, axis=0)
         confusions.setdefault(classes, {})[name] = table
     for i, (classes, tables) in enumerate(confusions.items()):  # one figure per set of classes
         suffix = f"_{i + 1}" if len(confusions) > 1 else ""
@@ -128,6 +134,26 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
         drawn[f"per_class{suffix}"] = figures.per_class(tables, classes)
         drawn[f"confusion{suffix}"] = figures.confusion(tables, classes)
     return _page(_table(runs, records), drawn), drawn
+
+
+class Shown(NamedTuple):
+    """A run, or those of a set that differ in the seed alone.
+
+    records: the folder with its records, or with their means. runs: the folders of the runs.
+    """
+
+    records: Path
+    runs: list[Path]
+
+
+def _members(folder: Path) -> list[Shown]:
+    from dnrt_jax.runtime.set_folder import read_members
+
+    if (about := read_members(folder)) is None:
+        return [Shown(folder, [folder])]
+    settings = about["settings"].items()
+    runs = {setting: [folder / name for name in names] for setting, names in settings}
+    return [Shown(x[0] if len(x) == 1 else folder / setting, x) for setting, x in runs.items()]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -160,12 +186,17 @@ def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
         evaluated = [record for record in records[name] if "test/acc" in record]
         last, best = evaluated[-1], max(evaluated, key=lambda record: record["test/acc"])
         settings = ", ".join(f"{field}={config.get(field)}" for field in differ) or "nothing"
-        numbers = (f"{last['test/acc']:.2%}", f"{best['test/acc']:.2%}", best["step"])
-        numbers += (f"{last['test/loss_ce']:.3f}", records[name][-1]["step"])
+        numbers = (_spread(last, "test/acc", ".2%"), _spread(best, "test/acc", ".2%"), best["step"])
+        numbers += (_spread(last, "test/loss_ce", ".3f"), records[name][-1]["step"])
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, settings))
         cells += "".join(f"<td class=number>{number}</td>" for number in numbers)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _spread(record: dict[str, Any], key: str, how: str) -> str:
+    deviation = record.get(f"deviation/{key}")
+    return format(record[key], how) + (f" ± {deviation:{how}}" if deviation else "")
 
 
 def _page(table: str, drawn: dict[str, Any]) -> str:

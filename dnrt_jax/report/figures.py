@@ -13,7 +13,8 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = None) -> Figure:
-    """Figure 3: training and test cross-entropy, test accuracy, over the fraction of the run.
+    """Figure 3: training and test cross-entropy, test accuracy, over the fraction of the run. Means
+    over a set of runs have a band of one standard deviation, from "deviation/NAME" of the records.
 
     paper: the curves of the paper's figure, without and with ARR, drawn below in grey.
     """
@@ -27,11 +28,16 @@ def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = Non
             label = f"paper, {which} ARR"
             axes.plot(np.linspace(0, 1, len(values)), values, style, color="0.6", label=label)
         for i, (run, rows) in enumerate(records.items()):
-            points = [(row["step"], row[key]) for row in rows if key in row]
+            spread = f"deviation/{key}"
+            points = [(row["step"], row[key], row.get(spread, 0)) for row in rows if key in row]
             if points:
-                steps, values = np.array(points).T
-                values = 100 * values if key == "test/acc" else values
-                axes.plot(steps / rows[-1]["step"], values, color=f"C{i % 10}", label=run, lw=1.4)
+                steps, *found = np.array(points).T
+                values, around = (100 * x if key == "test/acc" else x for x in found)
+                share, color = steps / rows[-1]["step"], f"C{i % 10}"
+                axes.plot(share, values, color=color, label=run, lw=1.4)
+                if around.any():
+                    low, high = values - around, values + around
+                    axes.fill_between(share, low, high, color=color, alpha=0.2, lw=0)
         axes.set(title=title, xlabel="Share of the run")
         axes.grid(alpha=0.3)
     _legend(figure)

@@ -58,6 +58,15 @@ class Task(Protocol):
     def __init__(self, config: Config):
         """Reads the data. Raises a UserError if they are missing or invalid."""
 
+    def like(self, config: Config) -> "Task":
+        """The task of a config that differs in numbers alone (`Field.number`), as the seed; one
+        that can shares the data, so that they are read once."""
+        return type(self)(config)
+
+    def shares_samples(self, other: "Task") -> bool:
+        """Whether `on_device` of both gives the same data, if in another order."""
+        return False
+
     @property
     def description(self) -> str:
         """The data in words, for the log."""

@@ -1,5 +1,6 @@
 """Image classification, with the data set in memory or streamed from disk if it is too large."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -112,15 +113,11 @@ class ImageClassification(Task):
     def __init__(self, config: Config, train: Images | None = None, test: Images | None = None):
         self._config, data = config, config.data
         train = read(config, "train") if train is None else train
-        self._test = self._open(read(config, "test") if test is None else test, train=False)
+        test = read(config, "test") if test is None else test
+        self._whole, self._test = train, self._open(test, train=False)
         self.class_names, self.channels = train.class_names, train.channels
-        self._valid = None
-        if data.valid_fraction:
-            kept, held = hold_out(train.labels, data.valid_fraction, config.seed)
-            self._valid = self._open(_subset(train, held), train=False)
-            train = _subset(train, kept)
-        self._images, self._train = train, self._open(train, train=True)
-        self.num_train, self.batch_size = len(train), config.train.batch_size
+        self._hold_out()
+        self.num_train, self.batch_size = len(self._images), config.train.batch_size
         shape = (1, data.image_size, data.image_size, self.channels)
         self.example = jax.ShapeDtypeStruct(shape, jnp.float32)
         mixing = [mix for mix in (augment.mixup, augment.cutmix) if data[mix.__name__]]
@@ -147,6 +144,15 @@ class ImageClassification(Task):
             )
         if config.eval.metric != "acc":
             raise ConfigError(f"config.eval.metric={config.eval.metric!r}: of images only 'acc'")
+
+    def like(self, config: Config) -> "ImageClassification":
+        task = copy.copy(self)
+        task._config = config
+        task._hold_out()
+        return task
+
+    def shares_samples(self, other: Task) -> bool:
+        return isinstance(other, ImageClassification) and other._images is self._images
 
     @property
     def description(self) -> str:
@@ -189,6 +195,15 @@ class ImageClassification(Task):
 
     def samples(self, split: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return {"train": self._train, "test": self._test}[split].samples(seed)
+
+    def _hold_out(self) -> None:
+        """Divides the training split into what is trained on and what is held out, by the seed."""
+        train, fraction, self._valid = self._whole, self._config.data.valid_fraction, None
+        if fraction:
+            kept, held = hold_out(train.labels, fraction, self._config.seed)
+            self._valid = self._open(_subset(train, held), train=False)
+            train = _subset(train, kept)
+        self._images, self._train = train, self._open(train, train=True)
 
     def _open(self, images: Images, *, train: bool) -> "Arrays | Streamed":
         if isinstance(images, datasets.Dataset):

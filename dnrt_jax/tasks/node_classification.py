@@ -78,6 +78,9 @@ class NodeClassification(Task):
                 "config.data.fanout: needs a number for each of config.model.depth layers"
             )
 
+    def like(self, config: Config) -> "NodeClassification":
+        return type(self)(config, self.graph)
+
     @property
     def description(self) -> str:
         graph = self.graph

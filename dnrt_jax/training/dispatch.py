@@ -1,22 +1,33 @@
 """Dispatch of training steps to the devices: many steps per program, or one."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dnrt_jax.runtime.errors import ConfigError
-from dnrt_jax.runtime.sharding import platform, replicated, split
+from dnrt_jax.runtime.multihost import fetch
+from dnrt_jax.runtime.sharding import platform
 from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import TrainState
-from dnrt_jax.training.step import Batch, TrainStep, Values
+from dnrt_jax.training.step import Batch, Values
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Values]]
+Numbers = dict[str, np.ndarray]  # what differs between runs of the same program
+Step = Callable[[Numbers, TrainState, Batch], tuple[TrainState, Values]]
+StepOf = Callable[[Any], Step]
 Draw = Callable[[int], Iterator[Batch]]  # start -> batches of the steps from `start` on
+
+
+class Places(NamedTuple):
+    """Shardings: a tree for the state, and those of a batch and of the values of a step."""
+
+    state: Any
+    batch: NamedSharding
+    values: NamedSharding
 
 
 class Dispatch(Protocol):
@@ -30,91 +41,115 @@ class Dispatch(Protocol):
         ...
 
 
-def create_dispatch(
-    task: Any, step: TrainStep, shapes: TrainState, mesh: Mesh, train: Any
-) -> Dispatch:
-    """Creates the dispatch `train.dispatch`; `train` is that section of the config.
+def create_dispatches(
+    tasks: Sequence[Any],
+    numbers: Sequence[Numbers],
+    step_of: StepOf,
+    shapes: TrainState,
+    places: Places,
+    train: Any,
+    over: Callable[[Any], Any] = lambda function: function,
+) -> list[Dispatch]:
+    """Creates the dispatch `train.dispatch` for each task with its numbers; `train` is that section
+    of the config. All run the same compiled program.
 
     Args:
-      shapes: the state as a tree of jax.ShapeDtypeStruct with shardings.
+      step_of: unravel of a packed state or None -> a step of one run.
+      shapes: the state of one run as a tree of jax.ShapeDtypeStruct with shardings.
+      over: makes of a function for one run that for all the runs of a dispatch, if they are several
+        (`training.members`).
 
     Raises:
       ConfigError: for "scan" if the data set is not in device memory.
     """
-    out = jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)
+    mesh: Any = places.batch.mesh
+    on_cpu, how = platform(mesh) == "cpu", train.dispatch
     # On XLA:CPU, convolutions are about thirty times slower inside a loop than outside.
-    how = train.dispatch
-    if how == "scan" or (how == "auto" and platform(mesh) != "cpu"):
-        if (on_device := task.on_device(mesh)) is not None:
+    if how == "scan" or (how == "auto" and not on_cpu):
+        on_device = [task.on_device(mesh) for task in tasks]
+        if None not in on_device:
             whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
-            packing = Packing(shapes) if whole and platform(mesh) != "cpu" else None
-            return Scan(on_device, step, out, mesh, train.dispatch_steps, packing)
+            packing = Packing(shapes) if whole and not on_cpu else None
+            step = over(step_of(packing.unravel if packing else None))
+            packed = (over(packing.pack), over(packing.unpack)) if packing else None
+            out = places.state, of_steps(places.values)
+            run = train_steps(step, places.batch, on_device[0].shape, packed)
+            run = jax.jit(run, out_shardings=out, donate_argnums=1)
+            order, most = of_steps(places.batch), train.dispatch_steps
+            each = zip(numbers, on_device, strict=True)
+            return [Scan(run, *parts, order, most) for parts in each]
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
-    return Single(task.train_batches(mesh), step, out, mesh)
+    out = places.state, places.values
+    run = jax.jit(over(step_of(None)), out_shardings=out, donate_argnums=1)
+    draws = [task.train_batches(mesh) for task in tasks]
+    return [Single(run, *parts, on_cpu) for parts in zip(numbers, draws, strict=True)]
+
+
+def of_steps(sharding: NamedSharding) -> NamedSharding:
+    """The sharding of arrays with a leading axis of steps."""
+    return NamedSharding(sharding.mesh, P(None, *sharding.spec))
 
 
 class Scan:
-    """Many steps per dispatch, on data in device memory."""
+    """Many steps per dispatch, on data in device memory.
 
-    def __init__(
-        self,
-        on_device: Any,
-        step: TrainStep,
-        out: Any,
-        mesh: Mesh,
-        most: int,
-        packing: Packing | None = None,
-    ):
-        self._data, self._rows, self._most = on_device.data, on_device.rows, most
-        self._order = split(mesh, axis=1)
-        run = train_steps(step, split(mesh), on_device.shape, packing)
-        self._run = jax.jit(run, out_shardings=out, donate_argnums=0)
+    Args:
+      run: `train_steps`, jitted.
+      order: the sharding of the indices of the steps.
+      most: the steps of the program; it may be told to run fewer.
+    """
+
+    def __init__(self, run: Any, numbers: Numbers, on_device: Any, order: Any, most: int):
+        self._run, self._numbers, self._order, self._most = run, numbers, order, most
+        self._data, self._rows = on_device.data, on_device.rows
 
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
         place = lambda x: jax.make_array_from_callback(x.shape, self._order, x.__getitem__)
         indices, mask = map(place, self._rows(start, self._most))
-        state, values = self._run(state, self._data, indices, mask, count)
-        return state, {name: column[:count] for name, column in jax.device_get(values).items()}
+        state, values = self._run(self._numbers, state, self._data, indices, mask, count)
+        return state, {name: column[:count] for name, column in fetch(values).items()}
 
     def lower(self, state: TrainState) -> Any:
         """The program that `run` dispatches, for the shapes of a state, not compiled yet."""
         shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._order)
         indices, mask = map(shape, self._rows(0, self._most))
-        return self._run.lower(state, self._data, indices, mask, self._most)
+        return self._run.lower(self._numbers, state, self._data, indices, mask, self._most)
 
 
 class Single:
-    """One step per dispatch."""
+    """One step per dispatch.
 
-    def __init__(self, draw: Draw, step: Step, out: Any, mesh: Mesh):
-        self._draw, self._on_host = draw, platform(mesh) == "cpu"
+    Args:
+      step: jitted.
+      wait: whether to wait for each step before the next.
+    """
+
+    def __init__(self, step: Any, numbers: Numbers, draw: Draw, wait: bool):
+        self._step, self._numbers, self._draw, self._wait = step, numbers, draw, wait
         self._batches, self._at = iter(()), -1
-        self._step = jax.jit(step, out_shardings=out, donate_argnums=0)
 
     def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
-        if start != self._at:
+        if not np.array_equal(start, self._at):
             self._batches = self._draw(start)
         self._at = start + count
         values = []
         for _ in range(count):
-            state, value = self._step(state, next(self._batches))
-            if self._on_host:
-                jax.block_until_ready(
-                    value
-                )  # CPU collectives may deadlock with many calls in flight
+            state, value = self._step(self._numbers, state, next(self._batches))
+            if self._wait:  # CPU collectives may deadlock with many calls in flight
+                jax.block_until_ready(value)
             values.append(value)
-        values = jax.device_get(values)
+        values = fetch(values)
         return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
 
 
 def train_steps(
-    step: TrainStep,
+    step: Step,
     sharding: Any,
     shape: tuple[int, ...] | None = None,
-    packing: Packing | None = None,
+    packed: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> Callable[..., tuple[TrainState, Values]]:
-    """Returns run(state, data, indices, mask, count) -> (state, values f32[S]).
+    """Returns run(numbers, state, data, indices, mask, count) -> (state, values f32[S]).
 
     It runs the first `count` of S steps, with indices i32[S, B] and mask bool[S, B].
     `data` is a dict of inputs [N, ...] and label i32[N]. The same program is used for all counts,
@@ -122,23 +157,22 @@ def train_steps(
 
     Args:
       shape: of the input of one sample, if it lies flat in `data`.
-      packing: if given, the state is packed between its first and its last step.
+      packed: the functions that pack a state before its first step and unpack it after its last,
+        if `step` takes it packed.
     """
-    if packing:
-        step = dataclasses.replace(step, unravel=packing.unravel)
 
-    def run(state, data, indices, mask, count):
+    def run(numbers, state, data, indices, mask, count):
         def body(i, carry):
             state, log = carry
-            state, values = step(state, take(data, indices[i], mask[i], sharding, shape))
+            state, values = step(numbers, state, take(data, indices[i], mask[i], sharding, shape))
             return state, jax.tree.map(lambda xs, x: xs.at[i].set(x), log, values)
 
-        state = packing.pack(state) if packing else state
+        state = packed[0](state) if packed else state
         batch = take(data, indices[0], mask[0], sharding, shape)
-        _, shapes = jax.eval_shape(step, state, batch)
-        log = jax.tree.map(lambda x: jax.numpy.zeros(indices.shape[0], x.dtype), shapes)
+        _, shapes = jax.eval_shape(step, numbers, state, batch)
+        log = jax.tree.map(lambda x: jax.numpy.zeros((len(indices), *x.shape), x.dtype), shapes)
         state, log = jax.lax.fori_loop(0, count, body, (state, log))
-        return packing.unpack(state) if packing else state, log
+        return packed[1](state) if packed else state, log
 
     return run
 
@@ -150,5 +184,5 @@ def take(
     `train_steps`."""
     batch = jax.tree.map(lambda x: x[indices], data) | {"mask": mask}
     if shape is not None:
-        batch["inputs"] = batch["inputs"].reshape(-1, *shape)
+        batch["inputs"] = batch["inputs"].reshape(*indices.shape, *shape)
     return jax.lax.with_sharding_constraint(batch, sharding)

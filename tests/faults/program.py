@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dnrt_jax import main, train
+from dnrt_jax import main, run
 from dnrt_jax.runtime import checkpoint, workdir
 from dnrt_jax.tasks import arrays
 from dnrt_jax.training import dispatch, metrics
@@ -147,7 +147,7 @@ FAULTS = {
     "kill before rename": lambda: before(Path, "replace", die, 7),
     "kill in verify": lambda: before(checkpoint, "verify", die, 2),
     "kill in sweep": lambda: setattr(shutil, "rmtree", half_a_sweep),
-    "stop in compile": lambda: before(train, "calendar_of", ask_to_stop),
+    "stop in compile": lambda: before(run, "calendar_of", ask_to_stop),
     "stop in step": lambda: in_dispatch(ask_to_stop, 3),
     "stop in evaluation": lambda: before(metrics, "classification", ask_to_stop),
     "stop in save": lambda: before(checkpoint, "_checksums", ask_to_stop),

@@ -113,6 +113,18 @@ def test_two_processes_equal_one(alone, tmp_path, devices, fsdp):
     assert len(list((tmp_path / "run").glob("events*"))) == 1  # one process wrote
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["single", "scan"])
+def test_two_processes_train_a_set_with_a_member_each(alone, tmp_path, dispatch):
+    flags = ["--seeds=42,7", "--config.parallel.members=together"]
+    flags += [f"--config.train.dispatch={dispatch}"]
+    run(tmp_path / "set", 2, 2, *flags)
+    same(tmp_path / "set" / "seed42", alone)
+    assert losses(tmp_path / "set" / "seed7").keys() == alone.keys()
+    summary = json.loads((tmp_path / "set" / "summary.json").read_text())
+    assert summary["settings"][0]["last"]["test/acc"]["n"] == 2
+
+
 def test_a_lost_process_is_named_and_the_run_goes_on_elsewhere(alone, tmp_path):
     workdir = tmp_path / "run"
     running = start(workdir, 2, 4, "--config.parallel.heartbeat_seconds=5")

@@ -1,5 +1,7 @@
 """Training on a packed state is training on the tree of parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,13 +67,15 @@ def test_steps_on_a_packed_state_are_those_on_the_tree(optimizer, dtype, within)
         label = rng.integers(0, CLASSES, SAMPLES).astype(np.int32)
         order = rng.integers(0, SAMPLES, (STEPS, BATCH)), np.ones((STEPS, BATCH), bool)
         one_device = split(make_mesh(jax.devices()[:1]))
-        tree = jax.jit(train_steps(step, one_device), compiler_options=QUICK)
-        wanted, values = tree(state, {"inputs": inputs, "label": label}, *order, STEPS)
+        of_one = lambda step: lambda _, state, batch: step(state, batch)
+        tree = jax.jit(train_steps(of_one(step), one_device), compiler_options=QUICK)
+        wanted, values = tree({}, state, {"inputs": inputs, "label": label}, *order, STEPS)
         # The samples lie flat, as on a device.
         flat = {"inputs": inputs.reshape(SAMPLES, -1), "label": label}
         packing = Packing(jax.eval_shape(lambda: state))
-        packed = jax.jit(train_steps(step, one_device, SHAPE, packing), compiler_options=QUICK)
-        ours = packed(state, flat, *order, STEPS)
+        step = of_one(dataclasses.replace(step, unravel=packing.unravel))
+        packed = train_steps(step, one_device, SHAPE, (packing.pack, packing.unpack))
+        ours = jax.jit(packed, compiler_options=QUICK)({}, state, flat, *order, STEPS)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=within, atol=within)
     jax.tree.map(close, ours, (wanted, values))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.params, state.params)

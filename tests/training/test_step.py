@@ -138,11 +138,12 @@ def test_many_steps_a_dispatch_are_single_steps_whatever_the_count(plain):
     data = {k: v for k, v in batch_of(32).items() if k != "mask"}
     indices = rng.integers(0, 32, (4, 16)).astype(np.int32)
     mask = np.ones((4, 16), bool)
-    run = jax.jit(train_steps(step, split(make_mesh())))
-    four, log = run(state, data, indices, mask, 4)
+    of_one = lambda _, state, batch: step(state, batch)
+    run = jax.jit(train_steps(of_one, split(make_mesh())))
+    four, log = run({}, state, data, indices, mask, 4)
     one = state
     for i in range(4):
-        one, _ = run(one, data, indices[i:].repeat(4, 0)[:4], mask, 1)
+        one, _ = run({}, one, data, indices[i:].repeat(4, 0)[:4], mask, 1)
     jax.tree.map(np.testing.assert_array_equal, four, one)
     assert log["loss"].shape == (4,)
 

@@ -1,0 +1,249 @@
+"""A run in training: what is due at a step, its records and its checkpoints.
+
+The samples of a batch, augmentation, dropout, and what is logged, evaluated and saved are functions
+of (config, step) alone, so a resumed run repeats exactly what an uninterrupted run does.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnrt_jax.config import Config, to_json
+from dnrt_jax.experiment import Experiment, initial_state
+from dnrt_jax.report import curves
+from dnrt_jax.runtime import checkpoint, flops, multihost
+from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
+from dnrt_jax.runtime.progress import Speed
+from dnrt_jax.runtime.workdir import Workdir, best_record
+from dnrt_jax.training.state import TrainState
+
+
+class Due(NamedTuple):
+    """What to do after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    last: bool
+
+
+class Calendar(NamedTuple):
+    """The schedule of logging, evaluation and checkpoints, in steps."""
+
+    log: int
+    evaluate: int
+    save: int
+    epoch: int
+    total: int
+
+    def until_next(self, step: int, most: int) -> int:
+        """Number of steps from `step` to the next event or end of an epoch, at most `most`."""
+        periods = (self.log, self.evaluate, self.save, self.epoch)
+        return min(most, self.total - step, *(n - step % n for n in periods))
+
+    def due(self, step: int) -> Due:
+        last = step == self.total
+        evaluate = step % self.evaluate == 0 or last
+        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last, last)
+
+
+class Window:
+    """The values of the steps since the last log record."""
+
+    def __init__(self, values: dict[str, list[float]], skipped: int):
+        self.values, self.skipped = values, skipped
+
+    def add(self, values: dict[str, np.ndarray], finite: np.ndarray) -> None:
+        self.skipped += int((~finite).sum())
+        for name, column in values.items():
+            self.values.setdefault(name, []).extend(column[finite].astype(float).tolist())
+
+    def take_means(self) -> dict[str, float]:
+        """Returns the means as {"train/NAME": value} and starts a new window."""
+        values, self.values = self.values, {}
+        return {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in values.items() if xs}
+
+
+class Run:
+    """A run in training: its position, records and checkpoints. A trainer takes over its state.
+
+    Args:
+      name: of the run in its set; "" for a run by itself.
+      fresh: the state to start from without a checkpoint; by default the experiment's.
+    """
+
+    def __init__(
+        self, name: str, experiment: Experiment, workdir: Workdir, fresh: TrainState | None = None
+    ):
+        self.name, self.experiment, self.workdir = name, experiment, workdir
+        self.calendar = calendar_of(experiment)
+        start, self.step, self.window = _start(experiment, workdir, fresh)
+        self.state: TrainState | None = start
+        self.failure: NonFiniteError | None = None
+        self._evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
+        self._macs = experiment.task.multiply_accumulates(experiment.model)
+        self._best_step = _best_step(workdir, experiment.config)
+        self._saved, self._speed = self.step, Speed()
+
+    def take_state(self) -> TrainState:
+        """The state to start from, which is no longer held here."""
+        state, self.state = self.state, None
+        assert state is not None, "taken before"
+        return state
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.calendar.total and self.failure is None
+
+    @property
+    def is_active(self) -> bool:
+        return self.step < self.calendar.total and self.failure is None
+
+    def take(self, values: dict[str, np.ndarray], count: int, seconds: float) -> None:
+        """Takes the values of `count` steps, which took some seconds."""
+        config = self.experiment.config
+        self._speed.add(count * self.experiment.task.batch_size, seconds)
+        stop = config.train.on_nonfinite == "stop"
+        self.window.add(values, _finite(values, self.step, stop))
+        self.step += count
+        _check_skipped(self.window.skipped, self.step, config)
+        self.workdir.write_config(config)  # only after a step was taken with it
+
+    def settle(self, state: Callable[[], TrainState]) -> dict[str, Any] | None:
+        """Does what is due at this step, and returns the record, if one is."""
+        config, due = self.experiment.config, self.calendar.due(self.step)
+        record: dict[str, Any] = {"step": self.step, "epoch": self.step / self.calendar.epoch}
+        if due.log:
+            record |= self.window.take_means()
+            if config.train.on_nonfinite == "skip":
+                record["train/skipped"] = self.window.skipped
+            record["train/lr"] = float(self.experiment.rate(self.step - 1))
+            record |= _speed(self._speed.per_second(), self._macs)
+        if due.evaluate:
+            results = self._evaluate(state())
+            self.workdir.write_json("confusion.json", results.pop("confusion").tolist())
+            record |= results
+        if due.log:
+            self.workdir.record(record)
+        if due.evaluate:
+            self._best_step = _best_step(self.workdir, config)
+        if due.save or self.step == self._best_step:
+            self.save(state)
+        return record if due.log else None
+
+    def save(self, state: Callable[[], TrainState]) -> None:
+        """Saves a checkpoint, unless there is one of this step."""
+        if self._saved != self.step:
+            config, workdir = self.experiment.config, self.workdir
+            _save(workdir, state(), self.step, config, self.window, self._best_step)
+            self._saved = self.step
+
+    def summarize(self) -> None:
+        """Writes the summary and the curves of a run that is at its end."""
+        records = self.workdir.records()
+        if multihost.is_main():
+            curves.draw(records, self.workdir.path / "curves.png")
+        summary = {
+            "step": self.step,
+            "params": sum(x.size for x in jax.tree.leaves(self.experiment.shapes.params)),
+            "best": best_record(records, self.experiment.config.eval.metric),
+            "last": records[-1],
+        }
+        self.workdir.write_json("summary.json", summary)
+
+
+def calendar_of(experiment: Experiment) -> Calendar:
+    return Calendar(
+        experiment.config.train.log_steps,
+        experiment.period("eval"),
+        experiment.period("checkpoint"),
+        experiment.epoch_steps,
+        experiment.total_steps,
+    )
+
+
+def _start(experiment: Experiment, workdir: Workdir, fresh: TrainState | None):
+    """The (state, step, window) to start or resume from."""
+    total = experiment.total_steps
+    restored = checkpoint.restore(workdir.checkpoints, experiment.shapes)
+    if restored is None:
+        workdir.rewind(0)
+        return initial_state(experiment) if fresh is None else fresh, 0, Window({}, 0)
+    if restored.step > total:
+        raise WorkdirError(
+            f"{workdir.path}: is at step {restored.step}, beyond the {total} steps of this config; "
+            "set at least as many, or choose another --workdir"
+        )
+    logging.info("resuming from step %d of %s", restored.step, workdir.checkpoints)
+    workdir.rewind(restored.step)
+    extra = restored.extra
+    return restored.state, restored.step, Window(extra["window"], extra.get("skipped", 0))
+
+
+def _best_step(workdir: Workdir, config: Config) -> int | None:
+    best = best_record(workdir.records(), config.eval.metric)
+    return best["step"] if best else None
+
+
+def _save(
+    workdir: Workdir, state: Any, step: int, config: Config, window: Window, best_step: int | None
+) -> None:
+    if not _is_finite(state):
+        raise NonFiniteError(
+            f"step {step}: a parameter or class mean is not finite; no checkpoint was saved"
+        )
+    extra = {"window": window.values, "skipped": window.skipped}
+    checkpoint.save(workdir.checkpoints, state, step, config=to_json(config), extra=extra)
+    checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
+
+
+def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | None]:
+    """Log entries on speed; utilization and memory only if known for the device."""
+    speed: dict[str, float | None] = {"train/images_per_sec": images_per_sec}
+    if images_per_sec and macs and (share := flops.utilization(macs, images_per_sec)):
+        speed["train/utilization"] = share
+    if memory := jax.local_devices()[0].memory_stats():
+        speed["train/peak_gb"] = memory["peak_bytes_in_use"] / 1e9
+    return speed
+
+
+@jax.jit
+def _is_finite(state: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
+    """Whether each step from `step` on was finite, bool[n]; the others left the state unchanged.
+
+    Raises:
+      NonFiniteError: with `stop`, for the first step that was not finite.
+    """
+    finite = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
+    for i in np.flatnonzero(~finite):
+        seen = {name: float(column[i]) for name, column in values.items()}
+        # Name the first cause: a sum is not finite if a term is not; a gradient may overflow alone.
+        terms = ("loss_ce", "loss_arr", "loss", "grad_norm")
+        cause = next(t for t in terms if t in seen and not math.isfinite(seen[t]))
+        listed = ", ".join(f"{name}={value:g}" for name, value in seen.items())
+        line = f"{cause} is not finite at step {step + i + 1} ({listed})"
+        if stop:
+            raise NonFiniteError(
+                f"{line}; lower config.optim.lr, check the data, or skip such steps with "
+                "--config.train.on_nonfinite=skip; the last checkpoint is intact"
+            )
+        logging.warning("%s: skipped", line)
+    return finite
+
+
+def _check_skipped(skipped: int, step: int, config: Config) -> None:
+    if skipped > config.train.max_skipped:
+        raise NonFiniteError(
+            f"step {step}: {skipped} steps were skipped, more than "
+            f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is intact"
+        )

@@ -1,0 +1,43 @@
+"""The runs that --seeds and --sweep name."""
+
+from dnrt_jax import members
+from dnrt_jax.config import default, flatten, validate
+
+
+def named(seeds=None, *sweeps):
+    return {member.name: member for member in members.of_command(default(), seeds, sweeps)}
+
+
+def test_seeds_are_members_that_differ_in_the_seed_alone():
+    found = named("0,1,12")
+    assert list(found) == ["seed0", "seed1", "seed12"]
+    for name, member in found.items():
+        changed = {"seed": int(name.removeprefix("seed"))}
+        assert flatten(member.config) == flatten(default()) | changed
+        validate(member.config)
+
+
+def test_a_sweep_and_seeds_are_all_combinations_by_setting():
+    found = named("0,1", "optim.lr=1e-3,0.0003", "arr.weight=0,5")
+    assert len(found) == 8
+    member = found["lr=0.0003,arr.weight=5,seed=1"]
+    assert member.setting == "lr=0.0003,arr.weight=5"
+    values = flatten(member.config)
+    assert [values[name] for name in ("optim.lr", "arr.weight", "seed")] == [0.0003, 5, 1]
+    settings = members.by_setting(list(found.values()))
+    assert settings["lr=0.001,arr.weight=0"] == [
+        "lr=0.001,arr.weight=0,seed=0",
+        "lr=0.001,arr.weight=0,seed=1",
+    ]
+
+
+def test_a_sweep_without_seeds_takes_that_of_the_config():
+    assert list(named(None, "arr.momentum=0.1,0.2")) == [
+        "arr.momentum=0.1,seed=42",
+        "arr.momentum=0.2,seed=42",
+    ]
+
+
+def test_a_command_that_names_none_is_the_run_itself():
+    config = default()
+    assert members.of_command(config, None, []) == [("", "", config)]
