@@ -19,6 +19,8 @@ from dnrt_jax.fields import (
     FRACTION,
     FROM_0,
     NAME,
+    PATTERN,
+    POSITIVE_FRACTION,
     RATE,
     TEXT,
     Field,
@@ -87,8 +89,8 @@ FIELDS = {
     ),
     "optim.name": Field(
         "adamw",
-        choice("adamw", "adam", "sgd", "rmsprop"),
-        "optimizer, with the semantics of PyTorch",
+        choice("adamw", "adam", "sgd", "rmsprop", "lion", "lamb", "muon", "adafactor"),
+        "optimizer; the first four with the semantics of PyTorch, the others with optax's",
     ),
     "optim.lr": Field(2.5e-4, ABOVE_0, "peak learning rate", number=True),
     "optim.schedule": Field(
@@ -105,11 +107,23 @@ FIELDS = {
     "optim.weight_decay": Field(
         0.05, FROM_0, "weight decay, applied to every parameter", number=True
     ),
+    "optim.no_decay": Field(
+        "", PATTERN, "regular expression of parameters without weight decay, as scale|bias"
+    ),
+    "optim.layer_decay": Field(
+        1.0, POSITIVE_FRACTION, "learning rate of a block relative to that of the next one"
+    ),
     "optim.clip": Field(1.0, FROM_0, "maximum norm of the gradient; 0 for no clipping"),
     "train.epochs": Field(1, integer(0), "length of the run, in epochs"),
     "train.steps": Field(0, integer(0), "the same, in steps"),
     "train.batch_size": Field(256, integer(1), "samples per step, over all devices"),
     "train.accumulate": Field(1, integer(1), "micro-batches per step, to save memory"),
+    "train.ema": Field(
+        0.0,
+        RATE,
+        "decay per step of the exponential moving average of the weights, as 0.9998, which "
+        "evaluation, prediction and export then use; 0 for none",
+    ),
     "train.dispatch": Field(
         "auto",
         choice("auto", "scan", "single"),

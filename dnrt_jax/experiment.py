@@ -156,6 +156,7 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
         task.example,
         num_classes=len(task.class_names),
         use_arr=config.arr.weight > 0,
+        use_ema=config.train.ema > 0,
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(mesh, shapes, config.parallel.fsdp)
@@ -212,7 +213,8 @@ def initial_state(experiment: Experiment) -> TrainState:
     logging.info("starting from the weights of %s", source)
     if known:
         _warn_of_normalisation(known, experiment.config)
-    return fresh.replace(params=params, batch_stats=batch_stats)
+    ema = fresh.ema and {"params": params, "batch_stats": batch_stats}
+    return fresh.replace(params=params, batch_stats=batch_stats, ema=ema)
 
 
 def _warn_of_normalisation(known: Description, config: Config) -> None:

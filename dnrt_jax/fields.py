@@ -2,6 +2,7 @@
 
 import ast
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -102,12 +103,22 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 TEXT = Rule(str, lambda x: True, "text")
+PATTERN = Rule(str, _is_pattern, "a regular expression")
 NAME = Rule(str, bool, "a name")
 FLAG = Rule(bool, lambda x: True, "True or False")
 ABOVE_0 = number(0, open_low=True)
 FROM_0 = number(0)
 FRACTION = number(0, 1)
+POSITIVE_FRACTION = number(0, 1, open_low=True)
 RATE = Rule(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 RANGE = Rule(tuple, lambda x: len(x) == 2 and 0 < x[0] <= x[1], "two numbers, (low, high) above 0")
 

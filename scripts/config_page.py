@@ -87,7 +87,8 @@ def _value(value: Any) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = tuple(head)
     lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in x)} |\n" for x in lines)
+    escape = lambda cell: cell.replace("|", r"\|")
+    return "".join(f"| {' | '.join(map(escape, line))} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,7 @@ def read_run(folder: Path, checkpoint: str = "latest") -> Run:
     if restored is None:
         raise WorkdirError(f"{folder}: no checkpoint yet")
     arrays = {tuple(name.split("/")): np.asarray(value) for name, value in restored.state.items()}
+    arrays |= {path[1:]: value for path, value in arrays.items() if path[0] == "ema"}
     variables = {path: v for path, v in arrays.items() if path[0] in ("params", "batch_stats")}
     names = read_json(folder / "classes.json")
     class_names = None if names is None else tuple(names)

@@ -18,6 +18,7 @@ from dnrt_jax.data.order import hold_out
 from dnrt_jax.data.source import Source, Subset
 from dnrt_jax.data.stream import RandomResizedCrop, Stream, is_large
 from dnrt_jax.fields import (
+    FLAG,
     FRACTION,
     FROM_0,
     RANGE,
@@ -93,6 +94,9 @@ class ImageClassification(Task):
             0,
             integer(0),
             "long-tailed training split: largest / smallest class; 0 for the full split",
+        ),
+        "eval.flip": Field(
+            False, FLAG, "average the logits of each image and of its mirror image", free=True
         ),
         "data.valid_fraction": Field(
             0.0, RATE, "fraction of the training split held out to select the best checkpoint"
@@ -172,7 +176,8 @@ class ImageClassification(Task):
 
     def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
         config, class_names = self._config, self.class_names
-        step = eval_step(model, config.arr, self.eval_preprocess, len(class_names))
+        mirror = (lambda images: images[:, :, ::-1]) if config.eval.flip else None
+        step = eval_step(model, config.arr, self.eval_preprocess, len(class_names), mirror=mirror)
         step = jax.jit(step, out_shardings=replicated(mesh))
         splits = ({"valid": self._valid} if self._valid else {}) | {"test": self._test}
 

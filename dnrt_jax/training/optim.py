@@ -1,5 +1,6 @@
 """Optimizer and learning rate schedule, equal to PyTorch's and to the authors' code."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 from jax import Array
 
 from dnrt_jax.config import Config, duration
+from dnrt_jax.runtime.errors import ConfigError
 
 Schedule = Callable[[Any], Array]  # step -> rate
 
@@ -60,17 +62,85 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def create(optim: Config, rate: Schedule | float) -> optax.GradientTransformation:
-    """The optimizer `optim.name`. Weight decay applies to all parameters, as in the authors' code;
-    it is added to the gradient (L2) for sgd, adam and rmsprop, and decoupled for adamw.
+    """The optimizer `optim.name`: adamw, adam, sgd and rmsprop as in torch, the others as in optax.
+
+    Weight decay applies to all parameters, as in the authors' code, except those that match
+    `optim.no_decay`. It is added to the gradient (L2) for adam, sgd and rmsprop; for the others it
+    is decoupled: times the rate.
     """
-    decay = optax.add_decayed_weights(optim.weight_decay)
+    decay = optax.add_decayed_weights(optim.weight_decay, _decayed(optim.no_decay))
     adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    rms = optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
     momentum = optax.trace(optim.momentum)
     direction = {
         "adamw": (adam, decay),
         "adam": (decay, adam),
         "sgd": (decay, momentum),
-        "rmsprop": (decay, optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False), momentum),
+        "rmsprop": (decay, rms, momentum),
+        "lion": (optax.scale_by_lion(b1=0.9, b2=0.99), decay),
+        "lamb": (optax.scale_by_adam(eps=1e-6), decay, optax.scale_by_trust_ratio()),
+        "adafactor": (
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+            decay,
+        ),
+        # The direction alone, with the root mean square of AdamW's, so that its rates fit.
+        "muon": (optax.contrib.muon(learning_rate=-1.0, consistent_rms=0.2), decay),
     }[optim.name]
     clip = (clip_by_global_norm(optim.clip),) if optim.clip else ()
-    return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate))
+    by_layer = (scale_by_layer(optim.layer_decay),) if optim.layer_decay != 1 else ()
+    return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate), *by_layer)
+
+
+def _decayed(no_decay: str) -> Callable[[Any], Any] | None:
+    """params -> whether weight decay applies to each, for those that do not match a regular
+    expression; None if it applies to all."""
+    if not no_decay:
+        return None
+    return lambda params: _by_name(lambda name, _: not re.search(no_decay, name), params)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Layer-wise decay of the learning rate (Clark et al., 2020; Bao et al., 2022): of L blocks,
+    block i (from 1) has the factor decay^(L + 1 - i), embeddings decay^(L + 1), the head 1.
+
+    Raises:
+      ConfigError: on `init`, if the parameters have no blocks_0, blocks_1, ...
+    """
+
+    def layer(name: str, blocks: int) -> int:
+        if found := re.match(r"blocks_(\d+)/", name):
+            return int(found[1]) + 1
+        is_embedding = re.match(r"[^/]*(embed|token|pos|proj|norm_pre)", name)
+        return 0 if is_embedding and not name.startswith("blocks") else blocks + 1
+
+    def count_blocks(params: Any) -> int:
+        numbers = [int(i) for i in re.findall(r"^blocks_(\d+)/", "\n".join(_names(params)), re.M)]
+        if not numbers:
+            raise ConfigError(
+                f"config.optim.layer_decay={decay}: the model has no blocks_0, blocks_1, ... to "
+                "tell its layers by; leave it at 1"
+            )
+        return max(numbers) + 1
+
+    def init(params: Any) -> optax.EmptyState:
+        count_blocks(params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None):
+        blocks = count_blocks(updates)
+        factor = lambda name, x: x * decay ** (blocks + 1 - layer(name, blocks))
+        return _by_name(factor, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _by_name(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """Maps (name, value), as ("blocks_0/norm1/scale", ...), over a tree of parameters."""
+    name = lambda path: "/".join(str(entry.key) for entry in path)
+    return jax.tree.map_with_path(lambda path, x: function(name(path), x), params)
+
+
+def _names(params: Any) -> list[str]:
+    return jax.tree.leaves(_by_name(lambda name, _: name, params))

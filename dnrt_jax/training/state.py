@@ -14,13 +14,20 @@ from dnrt_jax.runtime.errors import ConfigError
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step: i32[], number of steps taken. centroids: None if ARR is off."""
+    """step: i32[], number of steps taken. centroids: None if ARR is off. ema: moving average of the
+    variables, {"params", "batch_stats"}; None if off."""
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
     centroids: arr.Centroids | None
+    ema: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What evaluation, prediction and export use: the moving average, if there is one."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
@@ -31,6 +38,7 @@ def create_state(
     *,
     num_classes: int,
     use_arr: bool,
+    use_ema: bool = False,
 ) -> TrainState:
     """The initial state; `example` has the shapes and dtypes of a model input, as f32[1, H, W, C].
 
@@ -46,4 +54,5 @@ def create_state(
                 f"config.arr.weight: ARR needs recorded responses, {type(model).__name__} has none"
             )
         centroids = arr.init(variables["responses"], num_classes)
-    return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), centroids)
+    ema = {"params": params, "batch_stats": batch_stats} if use_ema else None
+    return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), centroids, ema)

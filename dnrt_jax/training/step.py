@@ -75,8 +75,14 @@ class TrainStep:
         values["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        moved = TrainState(state.step, params, batch_stats, opt_state, centroids)
+        ema = self._update_ema(state.ema, {"params": params, "batch_stats": batch_stats})
+        moved = TrainState(state.step, params, batch_stats, opt_state, centroids, ema)
         return keep_if_finite(moved, state, values), values
+
+    def _update_ema(self, ema: Any, variables: Any) -> Any:
+        if ema is None:
+            return None
+        return optax.incremental_update(variables, ema, 1 - self.config.train.ema)
 
     def _prepare(
         self, batch: Batch, augment_key: Array, mix_key: Array, choice_key: Array
@@ -214,21 +220,27 @@ def eval_step(
     preprocess: Callable[[Any], Any],
     num_classes: int,
     *,
+    mirror: Callable[[Any], Any] | None = None,
     keep_logits: bool = False,
 ) -> Callable[[TrainState, Batch], Values]:
     """Returns step(state, batch) -> sums over the batch: confusion i32[K, K], and f32[] by name.
 
-    With `keep_logits` also the logits f32[B, K], for metrics that are not sums over samples.
+    Args:
+      mirror: model inputs -> their mirror images, whose logits are averaged with theirs.
+      keep_logits: return also the logits f32[B, K], for metrics that are not sums over samples.
     """
 
     def step(state: TrainState, batch: Batch) -> Values:
         labels, mask = batch["label"], batch["mask"]
+        inputs = preprocess(batch["inputs"])
         logits, recorded = model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
-            preprocess(batch["inputs"]),
+            state.variables,
+            inputs,
             train=False,
             mutable=[] if state.centroids is None else ["responses"],
         )
+        if mirror:
+            logits = (logits + model.apply(state.variables, mirror(inputs), train=False)) / 2
         sums = {
             "count": mask.sum(),
             "confusion": metrics.confusion(logits, labels, mask, num_classes),

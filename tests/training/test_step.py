@@ -21,6 +21,10 @@ def as_is(keys, images):
     return images
 
 
+def as_is_in_evaluation(images):
+    return images
+
+
 def test_36_steps_are_the_authors_trajectory():
     golden = load("trajectory_adamw")
     hyper = {k: golden[k].item() for k in golden if golden[k].ndim == 0}
@@ -181,6 +185,40 @@ def test_evaluation_counts_each_row_once_and_leaves_the_means(plain):
     assert whole["count"] == 16
     assert whole["confusion"].sum() == 16
     assert whole["loss_arr"] > 0
+
+
+def test_the_moving_average_is_its_recursion_and_what_evaluation_uses(plain):
+    model, _, state, c = plain
+    c = c.copy_and_resolve_references()
+    c.train.ema = 0.75
+    step = jax.jit(TrainStep(model, optim.create(c.optim, 1e-2), c, as_is, [], jax.random.key(1)))
+    state = state.replace(ema={"params": state.params, "batch_stats": {}})
+    expected = state.params
+    for i in range(3):
+        state, _ = step(state, batch_of(16, i))
+        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
+    assert_same(state.ema["params"], expected)
+    evaluate = jax.jit(eval_step(model, c.arr, as_is_in_evaluation, CLASSES, keep_logits=True))
+    averaged = state.replace(params=state.ema["params"], ema=None)
+    of_average, of_params = (
+        evaluate(averaged, batch_of(8)),
+        evaluate(state.replace(ema=None), batch_of(8)),
+    )
+    seen = evaluate(state, batch_of(8))["logits"]
+    np.testing.assert_array_equal(seen, of_average["logits"])
+    assert np.abs(seen - of_params["logits"]).max() > 1e-4
+
+
+def test_logits_may_be_averaged_with_those_of_the_mirror_image(plain):
+    model, _, state, c = plain
+    mirror = lambda images: images[:, :, ::-1]
+    batch = batch_of(8)
+    run = lambda inputs, **options: jax.jit(
+        eval_step(model, c.arr, as_is_in_evaluation, CLASSES, keep_logits=True, **options)
+    )(state, batch | {"inputs": inputs})
+    plain_logits, mirrored = run(batch["inputs"])["logits"], run(mirror(batch["inputs"]))["logits"]
+    both = run(batch["inputs"], mirror=mirror)["logits"]
+    np.testing.assert_allclose(both, (plain_logits + mirrored) / 2, atol=1e-6)
 
 
 def test_training_lowers_the_loss(plain):
