@@ -118,6 +118,12 @@ FIELDS = {
     "train.steps": Field(0, integer(0), "the same, in steps"),
     "train.batch_size": Field(256, integer(1), "samples per step, over all devices"),
     "train.accumulate": Field(1, integer(1), "micro-batches per step, to save memory"),
+    "train.remat": Field(
+        False,
+        FLAG,
+        "repeat each block's forward pass in the backward pass, to save memory",
+        free=True,
+    ),
     "train.ema": Field(
         0.0,
         RATE,
@@ -180,7 +186,7 @@ FIELDS = {
         "metric that selects the best checkpoint; auc if the task reports it",
     ),
 }
-NOT_SET = ("num_classes", "image_size", "dtype", "formulation")  # follow data, dtype and devices
+NOT_SET = ("num_classes", "image_size", "dtype", "formulation", "remat")  # follow other fields
 WORDS = {  # other names of fields, for "did you mean"
     "learning_rate": "optim.lr",
     "lambda": "arr.weight",

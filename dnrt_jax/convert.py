@@ -381,7 +381,7 @@ def _fields(model_name: str) -> dict[str, Callable[[str], Any]]:
     """The fields of a model that can be set on the command line, with the parser of each."""
     example = models.create(model_name, num_classes=1)
     defaults = {field: getattr(example, field) for field in models.fields(model_name)}
-    for field in ("dtype", "formulation"):  # do not describe the weights
+    for field in ("dtype", "formulation", "remat"):  # do not describe the weights
         defaults.pop(field, None)
     as_is: Any = {kind: kind for kind in (int, float, str)}
     kinds = as_is | dict.fromkeys((bool, tuple, type(None)), _literal)

@@ -116,8 +116,7 @@ def dispatches(experiments: Sequence[Experiment]) -> list[Dispatch]:
     tasks, mesh = [experiment.task for experiment in experiments], first.mesh
     state = jax.tree.map(lambda x: x.sharding, first.shapes)
     places, step_of = Places(state, split(mesh), replicated(mesh)), partial(first.step_of, mesh)
-    train = first.config.train
-    return create_dispatches(tasks, numbers, step_of, first.shapes, places, train)
+    return create_dispatches(tasks, numbers, step_of, first.shapes, places, first.config)
 
 
 def numbers_of(experiments: Sequence[Experiment]) -> list[Numbers]:
@@ -179,11 +178,15 @@ def create_model(config: Config, num_classes: int, formulation: Formulation = "c
     """Creates the model of a valid config, in a formulation if it has several.
 
     Raises:
-      ModelError: for incompatible fields.
+      ModelError, ConfigError: for incompatible fields.
     """
     kwargs, fields = model_kwargs(config), models.fields(config.model.name)
     if "formulation" in fields:
         kwargs["formulation"] = formulation
+    if config.train.remat and "remat" not in fields:
+        raise ConfigError(f"config.train.remat=True: {config.model.name} has no blocks to repeat")
+    if "remat" in fields:
+        kwargs["remat"] = config.train.remat
     if "image_size" in fields:
         kwargs["image_size"] = config.data.image_size
     if config.model.dtype != "float32":

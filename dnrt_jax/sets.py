@@ -80,7 +80,7 @@ def dispatch_together(experiments: Sequence[Experiment], mesh: Mesh) -> tuple[Di
         partial(first.step_of, mesh),
         first.shapes,
         places,
-        first.config.train,
+        first.config,
         partial(members.over_members, mesh=mesh),
     )
     return dispatch, shapes

@@ -24,6 +24,7 @@ from dnrt_jax.models.layers import (
     check_size,
     normal_02,
     prepend,
+    remat_if,
 )
 from dnrt_jax.models.vit import PatchEmbed
 from dnrt_jax.raa import promote
@@ -140,6 +141,7 @@ class CaiT(nn.Module):
     fused: bool = True
     dtype: Any = None
     formulation: Formulation = "cpu"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -148,7 +150,7 @@ class CaiT(nn.Module):
         check_multiple(image_size=self.image_size, patch_size=self.patch_size)
         check_multiple(embed_dim=d, num_heads=self.num_heads)
         block = partial(
-            Block,
+            remat_if(self.remat, Block),
             num_heads=self.num_heads,
             act=self.act,
             mlp_ratio=self.mlp_ratio,

@@ -24,6 +24,7 @@ from dnrt_jax.models.layers import (
     drop_path_rates,
     normal_02,
     prepend,
+    remat_if,
 )
 from dnrt_jax.models.vit import Block, PatchEmbed
 
@@ -54,6 +55,7 @@ class DeiT(nn.Module):
     fused: bool = True
     dtype: Any = None
     formulation: Formulation = "cpu"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -70,7 +72,7 @@ class DeiT(nn.Module):
             formulation=self.formulation,
         )
         block = partial(
-            Block,
+            remat_if(self.remat, Block),
             attention,
             self.act,
             mlp_ratio=self.mlp_ratio,

@@ -121,6 +121,15 @@ class PatchConv(nn.Module):
         return x.reshape(b, h // p, w // p, self.features)
 
 
+def remat_if(on: bool, block: type[nn.Module], train_at: int = 2) -> type[nn.Module]:
+    """`block`, if `on` with its forward pass repeated in the backward pass, to save memory.
+
+    Args:
+      train_at: position of the argument `train` of its __call__; self is 0.
+    """
+    return nn.remat(block, static_argnums=(train_at,)) if on else block
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch [B, ...] per sample (Huang et al., 2016)."""
 

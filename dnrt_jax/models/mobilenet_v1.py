@@ -16,7 +16,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, global_pool
-from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
 
 
@@ -104,13 +104,18 @@ class MobileNetV1(nn.Module):
     use_bias: bool = False
     names: Names = TIMM
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
         names = self.names
         block = partial(
-            Block, act=self.act, use_bias=self.use_bias, names=names.block_parts, dtype=self.dtype
+            remat_if(self.remat, Block),
+            act=self.act,
+            use_bias=self.use_bias,
+            names=names.block_parts,
+            dtype=self.dtype,
         )
         stem = Stem(
             self.widths[0] // 2,

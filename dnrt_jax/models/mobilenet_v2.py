@@ -16,7 +16,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out
-from dnrt_jax.models.layers import Dense, check_size, per_stage
+from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if
 from dnrt_jax.record import record
 
 normal_001 = nn.initializers.normal(0.01)
@@ -71,6 +71,7 @@ class MobileNetV2(nn.Module):
     last_width: int = 1280
     drop_rate: float = 0.2
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -90,7 +91,7 @@ class MobileNetV2(nn.Module):
         for _, (expansion, width, size, stage_stride) in stages:
             for i in range(size):
                 stride = stage_stride if i == 0 else 1
-                block = InvertedResidual(
+                block = remat_if(self.remat, InvertedResidual)(
                     width, stride, expansion, self.act, self.dtype, name=f"features_{position}"
                 )
                 x = block(x, train)

@@ -29,6 +29,7 @@ from dnrt_jax.models.layers import (
     normal_02,
     per_stage,
     prepend,
+    remat_if,
 )
 from dnrt_jax.models.vit import Block
 from dnrt_jax.runtime.errors import ModelError
@@ -98,6 +99,7 @@ class PVT(nn.Module):
     fused: bool = True
     dtype: Any = None
     formulation: Formulation = "cpu"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -120,7 +122,7 @@ class PVT(nn.Module):
             formulation=self.formulation,
         )
         block = partial(
-            Block,
+            remat_if(self.remat, Block),
             act=self.act,
             drop_rate=self.drop_rate,
             fused=self.fused,

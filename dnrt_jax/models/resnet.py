@@ -18,7 +18,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, pad_1
-from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
 
 
@@ -100,6 +100,7 @@ class ResNet(nn.Module):
     pad_shortcut: bool = False
     names: Names = Names()
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -107,7 +108,7 @@ class ResNet(nn.Module):
         conv = partial(Conv, self.widths[0], kernel_init=kaiming_fan_out, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         block = partial(
-            BasicBlock,
+            remat_if(self.remat, BasicBlock),
             act=self.act,
             pad_shortcut=self.pad_shortcut,
             names=self.names,

@@ -18,7 +18,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
-from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
 from dnrt_jax.runtime.errors import ModelError
 
@@ -106,6 +106,7 @@ class ShuffleNetV1(nn.Module):
     groups: int = 3
     cifar: bool = False
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -120,7 +121,11 @@ class ShuffleNetV1(nn.Module):
             name="conv1",
         )
         unit = partial(
-            Unit, groups=self.groups, act=self.act, use_bias=self.cifar, dtype=self.dtype
+            remat_if(self.remat, Unit),
+            groups=self.groups,
+            act=self.act,
+            use_bias=self.cifar,
+            dtype=self.dtype,
         )
 
         x = activations.create(self.act, "act1")(stem(images, train))

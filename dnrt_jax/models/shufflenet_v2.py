@@ -16,7 +16,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
-from dnrt_jax.models.layers import Dense, check_size, per_stage, uniform_fan_in
+from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
 
 
@@ -73,6 +73,7 @@ class ShuffleNetV2(nn.Module):
     last_width: int = 1024
     cifar: bool = False
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -87,9 +88,9 @@ class ShuffleNetV2(nn.Module):
         for stage, (size, width) in per_stage(stage_sizes=self.stage_sizes, widths=self.widths):
             for i in range(size):
                 stride = 2 if i == 0 else 1
-                x = Unit(width, stride, self.act, self.dtype, name=f"stage{stage + 2}_{i}")(
-                    x, train
-                )
+                x = remat_if(self.remat, Unit)(
+                    width, stride, self.act, self.dtype, name=f"stage{stage + 2}_{i}"
+                )(x, train)
         x = norm(name="conv5_1")(conv(self.last_width, 1, name="conv5_0")(x))
         x = global_pool(activations.create(self.act, "conv5_2")(x))
         return Dense(self.num_classes, kernel_init=uniform_fan_in, name="fc")(x)

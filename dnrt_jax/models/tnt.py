@@ -29,6 +29,7 @@ from dnrt_jax.models.layers import (
     drop_path_rates,
     normal_02,
     prepend,
+    remat_if,
     uniform_fan_in,
 )
 from dnrt_jax.record import record
@@ -161,6 +162,7 @@ class TNT(nn.Module):
     fused: bool = True
     dtype: Any = None
     formulation: Formulation = "cpu"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -171,7 +173,7 @@ class TNT(nn.Module):
         check_multiple(inner_dim=self.inner_dim, num_heads_inner=self.num_heads_inner)
         norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         block = partial(
-            Block,
+            remat_if(self.remat, Block, train_at=3),
             num_heads_inner=self.num_heads_inner,
             num_heads=self.num_heads,
             act=self.act,

@@ -24,6 +24,7 @@ from dnrt_jax.models.layers import (
     drop_path_rates,
     normal_02,
     prepend,
+    remat_if,
 )
 from dnrt_jax.record import record
 from dnrt_jax.runtime.errors import ModelError
@@ -119,6 +120,7 @@ class ViT(nn.Module):
     fused: bool = True
     dtype: Any = None
     formulation: Formulation = "cpu"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -140,7 +142,7 @@ class ViT(nn.Module):
             formulation=self.formulation,
         )
         block = partial(
-            Block,
+            remat_if(self.remat, Block),
             attention,
             self.act,
             class_token=self.class_token,

@@ -9,9 +9,11 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dnrt_jax.config import Config
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.multihost import fetch
 from dnrt_jax.runtime.sharding import platform
+from dnrt_jax.training import optim
 from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import TrainState
 from dnrt_jax.training.step import Batch, Values
@@ -47,11 +49,11 @@ def create_dispatches(
     step_of: StepOf,
     shapes: TrainState,
     places: Places,
-    train: Any,
+    config: Config,
     over: Callable[[Any], Any] = lambda function: function,
 ) -> list[Dispatch]:
-    """Creates the dispatch `train.dispatch` for each task with its numbers; `train` is that section
-    of the config. All run the same compiled program.
+    """Creates the dispatch `config.train.dispatch` for each task with its numbers. All run the same
+    compiled program.
 
     Args:
       step_of: unravel of a packed state or None -> a step of one run.
@@ -63,19 +65,20 @@ def create_dispatches(
       ConfigError: for "scan" if the data set is not in device memory.
     """
     mesh: Any = places.batch.mesh
-    on_cpu, how = platform(mesh) == "cpu", train.dispatch
+    on_cpu, how = platform(mesh) == "cpu", config.train.dispatch
     # On XLA:CPU, convolutions are about thirty times slower inside a loop than outside.
     if how == "scan" or (how == "auto" and not on_cpu):
         on_device = [task.on_device(mesh) for task in tasks]
         if None not in on_device:
             whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
-            packing = Packing(shapes) if whole and not on_cpu else None
+            alike = optim.is_elementwise(config.optim)
+            packing = Packing(shapes) if whole and alike and not on_cpu else None
             step = over(step_of(packing.unravel if packing else None))
             packed = (over(packing.pack), over(packing.unpack)) if packing else None
             out = places.state, of_steps(places.values)
             run = train_steps(step, places.batch, on_device[0].shape, packed)
             run = jax.jit(run, out_shardings=out, donate_argnums=1)
-            order, most = of_steps(places.batch), train.dispatch_steps
+            order, most = of_steps(places.batch), config.train.dispatch_steps
             each = zip(numbers, on_device, strict=True)
             return [Scan(run, *parts, order, most) for parts in each]
         if how == "scan":

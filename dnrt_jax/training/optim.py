@@ -93,6 +93,12 @@ def create(optim: Config, rate: Schedule | float) -> optax.GradientTransformatio
     return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate), *by_layer)
 
 
+def is_elementwise(optim: Config) -> bool:
+    """Whether `create` treats every element of the parameters alike, wherever it is in the tree."""
+    by_parameter = optim.name in ("lamb", "muon", "adafactor") or optim.no_decay
+    return not by_parameter and optim.layer_decay == 1
+
+
 def _decayed(no_decay: str) -> Callable[[Any], Any] | None:
     """params -> whether weight decay applies to each, for those that do not match a regular
     expression; None if it applies to all."""

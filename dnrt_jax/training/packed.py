@@ -1,7 +1,8 @@
 """A training state with its parameters, and all that mirrors them, as one vector each.
 
 On TPU and GPU the optimiser then takes a few kernels a step, instead of some for each parameter.
-An elementwise optimiser and clipping by the global norm do to a vector what they do to a tree.
+An elementwise optimiser and clipping by the global norm do to a vector what they do to a tree; see
+`optim.is_elementwise`.
 """
 
 from typing import Any
@@ -20,16 +21,13 @@ class Packing:
         self._shapes, self._structure = shapes, jax.tree.structure(shapes.params)
 
     def pack(self, state: TrainState) -> TrainState:
-        """The state with vectors f32[P] for its parameters, and so in the optimiser's state."""
+        """The state with vectors f32[P] for its parameters and all that mirrors them."""
         ravel = lambda tree: ravel_pytree(tree)[0] if self._mirrors(tree) else tree
-        opt_state = jax.tree.map(ravel, state.opt_state, is_leaf=self._mirrors)
-        return state.replace(params=ravel(state.params), opt_state=opt_state)
+        return jax.tree.map(ravel, state, is_leaf=self._mirrors)
 
     def unpack(self, packed: TrainState) -> TrainState:
         unravel = lambda like, x: self.unravel(x) if self._mirrors(like) else x
-        old = self._shapes.opt_state
-        opt_state = jax.tree.map(unravel, old, packed.opt_state, is_leaf=self._mirrors)
-        return packed.replace(params=self.unravel(packed.params), opt_state=opt_state)
+        return jax.tree.map(unravel, self._shapes, packed, is_leaf=self._mirrors)
 
     def unravel(self, vector: Array) -> Any:
         """The tree of parameters in f32[P]."""

@@ -228,6 +228,27 @@ def test_bfloat16_trains_float32_parameters(name):
     assert 0 < abs(rough["loss"] - exact["loss"]) < 0.05 * abs(exact["loss"])
 
 
+REMAT = ["vit_tiny_patch4_32", "tnt_s_patch4_32", "cifar_resnet18"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in REMAT else pytest.mark.slow)
+        for name in ZOO
+        if "remat" in models.fields(name)
+    ],
+)
+def test_repeating_the_forward_pass_changes_no_value_and_costs_nothing_when_off(name):
+    c = tiny(name)
+    arguments = (c.variables, c.centroids, c.images, c.labels, jax.random.key(0))
+    again = jitted(c.model.clone(remat=True))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, again(*arguments), outcome(c.model))
+    assert "remat" in str(again.trace(*arguments).jaxpr)
+    assert "remat" not in str(jitted(c.model).trace(*arguments).jaxpr)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_images_of_another_size_are_refused(name):
     c = tiny(name)
