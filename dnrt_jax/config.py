@@ -156,6 +156,18 @@ FIELDS = {
     "train.eval_steps": Field(0, integer(0), "the same, in steps", free=True),
     "train.checkpoint_epochs": Field(1.0, FROM_0, "epochs between checkpoints", free=True),
     "train.checkpoint_steps": Field(0, integer(0), "the same, in steps", free=True),
+    "train.patience": Field(
+        0,
+        integer(0),
+        "evaluations without a better eval.metric after which a run ends; 0 for no early end",
+        free=True,
+    ),
+    "train.tracker": Field(
+        "none",
+        choice("none", "wandb", "mlflow"),
+        "where records are written to as well: Weights & Biases or MLflow, if installed",
+        free=True,
+    ),
     "train.keep": Field(
         2, integer(1), "newest checkpoints to keep, in addition to the best", free=True
     ),

@@ -77,6 +77,13 @@ def _parser() -> Parser:
         help="config field, as optim.lr, that may differ from the run being resumed; repeatable",
     )
     parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trace N steps, for TensorBoard or XProf, into the folder profile of the run",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="address of process 0, for a run of several processes",
@@ -127,9 +134,9 @@ def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> i
         fresh = {name: experiment.initial_state(built[name]) for name in built if is_new(name)}
     unfinished = []
     for name, of_run in built.items():
-        if summary := _finished(at[name], total := of_run.total_steps):
+        if summary := _finished(at[name], of_run):
             said = _result(summary, of_run.config)
-            print(f"{at[name].path}: finished at step {total}. {said}")
+            print(f"{at[name].path}: finished at step {summary['step']}. {said}")
         else:
             unfinished.append(name)
     trained = folder.choose(args.seeds, args.sweep, unfinished)
@@ -138,7 +145,7 @@ def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> i
         return 0
     # What is finished can only go along if it left a checkpoint.
     runs = {name: built[name] for name in trained if name in unfinished or not is_new(name)}
-    return _train(runs, folder, fresh)
+    return _train(runs, folder, fresh, args.profile)
 
 
 def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
@@ -193,26 +200,35 @@ def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
         config.init_from = hub.pin(config.init_from)
 
 
-def _finished(workdir: Any, total_steps: int) -> dict[str, Any] | None:
+def _finished(workdir: Any, built: Any) -> dict[str, Any] | None:
     """The summary of a finished run; None if there are steps left."""
     from dnrt_jax.runtime import checkpoint
 
-    summary = workdir.read_json("summary.json")
-    if summary and summary["step"] != total_steps and not checkpoint.steps(workdir.checkpoints):
+    summary, total_steps = workdir.read_json("summary.json"), built.total_steps
+    if not summary:
+        return None
+    if summary["step"] == total_steps:
+        return summary
+    if summary.get("ended_early") and built.config.train.patience:
+        return summary
+    if not checkpoint.steps(workdir.checkpoints):
         raise WorkdirError(
             f"{workdir.path}: finished at step {summary['step']}, and its checkpoints are gone, so "
             f"it cannot go on to step {total_steps}; choose another --workdir"
         )
-    return summary if summary and summary["step"] == total_steps else None
+    return None
 
 
-def _train(experiments: dict[str, Any], folder: Any, fresh: dict[str, Any]) -> int:
+def _train(
+    experiments: dict[str, Any], folder: Any, fresh: dict[str, Any], profile: int = 0
+) -> int:
     import jax
     from clu import parameter_overview
 
     from dnrt_jax import train
     from dnrt_jax.run import Run
     from dnrt_jax.runtime import multihost
+    from dnrt_jax.runtime.profiling import Profile
 
     for name, workdir in folder.members.items():
         workdir.write_json("classes.json", experiments[name].task.class_names)
@@ -233,7 +249,7 @@ def _train(experiments: dict[str, Any], folder: Any, fresh: dict[str, Any]) -> i
                 for name, experiment in experiments.items()
             ]
             folder.start()
-            ended = train.fit(runs, stop, folder)
+            ended = train.fit(runs, stop, folder, Profile(folder.path / "profile", profile))
         except jax.errors.JaxRuntimeError:
             multihost.await_word(config.parallel.heartbeat_seconds)
             raise

@@ -19,6 +19,7 @@ from dnrt_jax.report import curves
 from dnrt_jax.runtime import checkpoint, flops, multihost
 from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
 from dnrt_jax.runtime.progress import Speed
+from dnrt_jax.runtime.trackers import open_tracker
 from dnrt_jax.runtime.workdir import Workdir, best_record
 from dnrt_jax.training.state import TrainState
 
@@ -88,7 +89,10 @@ class Run:
         self._evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
         self._macs = experiment.task.multiply_accumulates(experiment.model)
         self._best_step = _best_step(workdir, experiment.config)
+        self._is_patient = _is_patient(workdir.records(), experiment.config)
         self._saved, self._speed = self.step, Speed()
+        if multihost.is_main():
+            workdir.tracker = open_tracker(experiment.config, workdir.path)
 
     def take_state(self) -> TrainState:
         """The state to start from, which is no longer held here."""
@@ -98,11 +102,13 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return self.step == self.calendar.total and self.failure is None
+        """Whether the run is at its last step, or ended early by `train.patience`."""
+        at_end = self.step == self.calendar.total or not self._is_patient
+        return at_end and self.failure is None
 
     @property
     def is_active(self) -> bool:
-        return self.step < self.calendar.total and self.failure is None
+        return not self.is_finished and self.failure is None
 
     def take(self, values: dict[str, np.ndarray], count: int, seconds: float) -> None:
         """Takes the values of `count` steps, which took some seconds."""
@@ -132,7 +138,8 @@ class Run:
             self.workdir.record(record)
         if due.evaluate:
             self._best_step = _best_step(self.workdir, config)
-        if due.save or self.step == self._best_step:
+            self._is_patient = _is_patient(self.workdir.records(), config)
+        if due.save or self.step == self._best_step or not self._is_patient:
             self.save(state)
         return record if due.log else None
 
@@ -154,7 +161,18 @@ class Run:
             "best": best_record(records, self.experiment.config.eval.metric),
             "last": records[-1],
         }
+        if self.step < self.calendar.total:
+            summary["ended_early"] = True
         self.workdir.write_json("summary.json", summary)
+
+
+def _is_patient(records: list[dict[str, Any]], config: Config) -> bool:
+    """Whether the best of the last evaluations is recent enough for `train.patience`."""
+    metric, patience = config.eval.metric, config.train.patience
+    evaluated = [record for record in records if f"test/{metric}" in record]
+    best = best_record(evaluated, metric)
+    since = 0 if best is None else len(evaluated) - 1 - evaluated.index(best)
+    return not patience or since < patience
 
 
 def calendar_of(experiment: Experiment) -> Calendar:

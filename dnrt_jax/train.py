@@ -14,6 +14,7 @@ from dnrt_jax.experiment import dispatches
 from dnrt_jax.run import Run
 from dnrt_jax.runtime import multihost
 from dnrt_jax.runtime.errors import NonFiniteError
+from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.progress import Progress
 from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.training.members import Alone, Together, Trainer, check_memory
@@ -48,7 +49,7 @@ class Stop:
         )
 
 
-def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder) -> bool:
+def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) -> bool:
     """Trains runs to their last step, each from where it is.
 
     A run whose loss is not finite stops by itself, and the others go on.
@@ -69,13 +70,16 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder) -> bool:
     stopping = False
     while any(run.is_active for run in runs) and not stopping:
         for group in groups:
+            before = sum(run.step for run in group.runs)
             for run, record in group.advance(progress):
                 for line in folder.add(run.name, record):
                     progress.show(line)
             for line in (x for run in group.runs if run.failure for x in folder.stop(run.name)):
                 progress.show(line)
+            profile.after(sum(run.step for run in group.runs) - before)
             if stopping := multihost.any_process(bool(stop.signal)):
                 break
+    profile.close()
     for group in groups if stopping else ():
         group.save()
     progress.close()

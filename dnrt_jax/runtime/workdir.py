@@ -23,12 +23,14 @@ from flax import traverse_util
 from dnrt_jax.config import Config, from_json, to_json, validate
 from dnrt_jax.runtime.checkpoint import newest_config, restore, write_atomically
 from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.trackers import Tracker
 
 
 class Workdir:
     """Opens or creates the folder of a run and locks it until closed; a context manager.
 
-    If a run has several processes, only the main one locks the folder and writes to it.
+    If a run has several processes, only the main one locks the folder and writes to it. `tracker`
+    also gets the records.
 
     Raises:
       WorkdirError: if the path is a file, not writable, or in use by another run.
@@ -41,6 +43,7 @@ class Workdir:
         self._is_new = is_main and not self.path.exists()
         self._records = read_records(self.path)
         self._writer: tensorboardX.SummaryWriter | None = None
+        self.tracker: Tracker | None = None
         self._config: str | None = None  # content of config.json, once written
         if is_main:
             self._acquire(path)
@@ -119,6 +122,8 @@ class Workdir:
             if key not in ("step", "epoch") and value is not None:
                 self._writer.add_scalar(key, value, values["step"])
         self._writer.flush()  # so that both logs agree after a kill
+        if self.tracker:
+            self.tracker.log(values)
 
     def __enter__(self) -> "Workdir":
         return self
@@ -127,8 +132,8 @@ class Workdir:
         self.close()
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        for log in filter(None, (self._writer, self.tracker)):
+            log.close()
         if self._is_main:
             self._lock.close()
 

@@ -134,7 +134,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
         count_blocks(params)
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         blocks = count_blocks(updates)
         factor = lambda name, x: x * decay ** (blocks + 1 - layer(name, blocks))
         return _by_name(factor, updates), state

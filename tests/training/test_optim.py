@@ -132,3 +132,18 @@ def test_a_model_without_blocks_is_answered():
     tx = optim.create(section(layer_decay=0.5), 0.1)
     with pytest.raises(ConfigError, match=r"layer_decay=0\.5: the model has no blocks_0"):
         tx.init({"conv": jnp.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("values", "alike"),
+    [
+        ({"name": "adamw"}, True),
+        ({"name": "lion"}, True),
+        ({"name": "lamb"}, False),
+        ({"name": "muon"}, False),
+        ({"no_decay": "bias"}, False),
+        ({"layer_decay": 0.9}, False),
+    ],
+)
+def test_elementwise_is_what_does_to_a_vector_what_it_does_to_the_tree(values, alike):
+    assert optim.is_elementwise(section(**values)) == alike

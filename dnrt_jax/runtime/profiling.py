@@ -1,0 +1,30 @@
+"""A profile of some training steps, for TensorBoard (tensorboard-plugin-profile) or XProf."""
+
+import logging
+from pathlib import Path
+
+import jax
+
+
+class Profile:
+    """Traces `steps` steps into `folder`, from the second dispatch on: the first one compiles."""
+
+    def __init__(self, folder: Path, steps: int):
+        self._folder, self._left, self._is_on = folder, steps, False
+
+    def after(self, count: int) -> None:
+        """To be called after each dispatch, with its number of steps."""
+        if not self._is_on and self._left > 0:
+            jax.profiler.start_trace(self._folder)
+            self._is_on = True
+        elif self._is_on:
+            self._left -= count
+            if self._left <= 0:
+                self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if one is on."""
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on, self._left = False, 0
+            logging.info("profile: tensorboard --logdir %s", self._folder)

@@ -1,0 +1,123 @@
+"""Early end, profile, trackers, moving average and the rest of what people switch on every day."""
+
+import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from runs import ROOT, assert_same_run, command, environment, program, run
+from test_main import killed_at
+
+from dnrt_jax.config import default
+from dnrt_jax.runtime import trackers
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.workdir import read_records
+
+WANDB = """
+import json
+
+class Run:
+    def log(self, values, step):
+        with open("wandb.jsonl", "a") as file:
+            file.write(json.dumps([step, values]) + "\\n")
+
+    def finish(self):
+        open("finished", "w").close()
+
+def init(**options):
+    assert options["resume"] == "allow" and options["config"]["train"]["tracker"] == "wandb"
+    return Run()
+"""
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory):
+    """A folder with a run whose weights never move, so that no evaluation is better than the first;
+    with a profile, and a package `wandb` that writes to a file."""
+    folder = tmp_path_factory.mktemp("still")
+    (folder / "wandb.py").write_text(WANDB)
+    flags = ["--config.optim.lr=1e-30", "--config.optim.warmup_lr=0", "--config.optim.min_lr=0"]
+    flags += ["--config.train.patience=1", "--config.train.tracker=wandb", "--profile=4"]
+    _, *words = command(folder / "run", *flags, config=str(ROOT / "configs/digits.py"))
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{folder}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_ends_when_evaluations_get_no_better(still):
+    workdir = still / "run"
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["step"], summary["ended_early"]) == (20, True)  # it is evaluated every 10
+    flags = ["--config.train.tracker=none"]
+    assert "finished at step 20" in program(f"--workdir={workdir}", *flags).stdout
+    done = program(f"--workdir={workdir}", *flags, "--config.train.patience=0")
+    assert done.returncode == 0, done.stderr
+    assert "ended_early" not in (workdir / "summary.json").read_text()
+    assert read_records(workdir)[-1]["step"] == 44
+
+
+def test_a_profile_is_where_it_is_said_to_be(still):
+    assert list((still / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_tracker_gets_every_record(still):
+    logged = dict(map(json.loads, (still / "wandb.jsonl").read_text().splitlines()))
+    records = [r for r in read_records(still / "run") if r["step"] <= 20]
+    assert sorted(map(int, logged)) == [r["step"] for r in records]
+    assert all(logged[r["step"]]["train/loss"] == r["train/loss"] for r in records)
+    assert (still / "finished").exists()
+
+
+def test_mlflow_goes_on_in_the_run_of_the_same_folder(monkeypatch, tmp_path):
+    calls = []
+
+    class Fake:
+        def __getattr__(self, name):
+            return lambda *args, **options: calls.append((name, args, options)) or found
+
+    found = []
+    monkeypatch.setitem(sys.modules, "mlflow", Fake())
+    config = default()
+    config.train.tracker = "mlflow"
+    tracker = trackers.open_tracker(config, tmp_path)
+    assert tracker
+    tracker.log({"step": 3, "train/loss": 0.5, "train/utilization": None})
+    tracker.close()
+    assert [name for name, *_ in calls] == [
+        *("set_experiment", "search_runs", "start_run", "log_params", "log_metrics", "end_run")
+    ]
+    assert calls[4][1:] == (({"train/loss": 0.5},), {"step": 3})
+    found.append(SimpleNamespace(info=SimpleNamespace(run_id="7")))
+    trackers.open_tracker(config, tmp_path)
+    assert calls[-1] == ("start_run", (), {"run_id": "7"})
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_answered(monkeypatch, tmp_path, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    config = default()
+    config.train.tracker = name
+    with pytest.raises(ConfigError, match=f"needs {name}; run: pip install {name}"):
+        trackers.open_tracker(config, tmp_path)
+
+
+EVERYTHING = ["train.ema=0.9", "train.remat=true", "optim.layer_decay=0.8", "eval.flip=true"]
+EVERYTHING += ["optim.no_decay=scale|bias", "optim.name=lion"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [*([flag] for flag in EVERYTHING), EVERYTHING])
+def test_with_any_of_them_a_killed_run_ends_as_if_never_killed(tmp_path, flags):
+    flags = [f"--config.{flag}" for flag in flags]
+    assert run(tmp_path / "whole", *flags).returncode == 0
+    killed_at(tmp_path / "killed", random.Random(0).uniform(0, 0.5), *flags)
+    assert run(tmp_path / "killed", *flags).returncode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
