@@ -59,6 +59,7 @@ class Workdir:
         except OSError:
             self._lock.seek(0)
             owner = self._lock.read().strip()
+            self._lock.close()
             raise WorkdirError(f"--workdir={path}: in use by {owner}; choose another") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
