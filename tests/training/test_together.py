@@ -14,6 +14,7 @@ from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import make_mesh
 from dnrt_jax.tasks.image_classification import ImageClassification
 from dnrt_jax.training import members
+from dnrt_jax.training.dispatch import Scan
 
 VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 VIT |= {"drop_path_rate": 0.1}
@@ -100,6 +101,32 @@ def test_each_member_trains_as_a_run_of_its_own(data, model, how, devices, each,
     assert len({row[-1] for row in found}) == len(each)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("model", [VIT | {"patch_size": 2}, CNN], ids=["vit", "cnn"])
+def test_trained_on_digits_each_member_is_as_good_as_a_run_of_its_own(model, devices):
+    config = config_of(model, **{"train.dispatch": "single"})
+    config.data.update({"mean": (0.3,), "std": (0.38,), "flip": 0.0, "crop": "none"})
+    config.train.update({"batch_size": 64, "steps": 0, "epochs": 20})
+    config.optim.lr, config.arr.weight, config.eval.batch_size = 3e-3, 5.0, 360
+    task = ImageClassification(config)
+    base = experiment.build(config, task, make_mesh(jax.devices()[:devices]))
+    experiments = [base.like(replaced(config, seed)) for seed in SEEDS[:2]]
+    trainer, total = together(experiments), base.total_steps
+    for start in range(0, total, base.epoch_steps):
+        trainer.run([start] * 2, base.epoch_steps)
+    evaluate = task.evaluator(base.model, base.mesh)
+    for i, dispatch in enumerate(experiment.dispatches(experiments)):
+        state = experiments[i].create()
+        for start in range(0, total, base.epoch_steps):
+            state, _ = dispatch.run(state, start, base.epoch_steps)
+        own, member = evaluate(state), evaluate(trainer.state(i))
+        count = own["confusion"].sum()
+        print(devices, model["name"], i, own["test/acc"], member["test/acc"])
+        assert own["test/acc"] > 0.9
+        assert abs(own["test/acc"] - member["test/acc"]) * count <= 2
+
+
 def test_members_at_different_steps_train_on(data):
     """As after a kill between two saves."""
     config = config_of(VIT, **{"train.dispatch": "single"})
@@ -146,6 +173,7 @@ def compiled(data):
         experiments = set_of(config, data, 8, [{"seed": seed} for seed in range(count)])
         mesh = members.member_mesh(experiments[0].mesh, count)
         dispatch, shapes = sets.dispatch_together(experiments, mesh)
+        assert isinstance(dispatch, Scan)
         return dispatch.lower(shapes).compile().as_text()
 
     return text
