@@ -86,7 +86,8 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
     for run in runs:
         if run.is_finished:
             run.summarize()
-    folder.summarize()
+    if not any(run.is_active for run in runs):
+        folder.summarize()
     if failed := [run for run in runs if run.failure]:
         named = lambda run: f"{run.name}: {run.failure}" if run.name else str(run.failure)
         raise NonFiniteError("; ".join(map(named, failed)))
