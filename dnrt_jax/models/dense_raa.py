@@ -43,15 +43,16 @@ def _forward(u, kernel, bias, w, b, formulation):
 
 def _backward(formulation, saved, g):
     u, kernel, bias, w, b, x, shift = saved
-    # Behind a barrier, XLA computes twice from few arrays instead of storing many: on the CPU from
-    # x and the shift, on a GPU from dx. A TPU loses by either.
+    # Barriers: on the CPU, to compute from x and the shift twice, which is less work than storing the
+    # results; on a GPU, to make dx and dshift together in one pass. A TPU loses by either.
     again = lambda *arrays: jax.lax.optimization_barrier(arrays) if formulation == "cpu" else arrays
     g, samples = promote(g), tuple(range(u.ndim - 1))
     over_samples = lambda a, b: jnp.tensordot(a, b, (samples, samples), precision=HIGHEST)
     dshift = (g * _gate(*again(x, shift))[1]).sum(-1)
     cdf, slope = _gate(*again(x, shift))
     dx = (g * (cdf + slope)).astype(x.dtype)  # without the path through the shift
-    dx = jax.lax.optimization_barrier(dx) if formulation == "gpu" else dx
+    if formulation == "gpu":
+        dx, dshift = jax.lax.optimization_barrier((dx, dshift))
     total, pulled = dshift.sum(), over_samples(dshift, promote(u))
     du = dx @ kernel.T + (dshift[..., None] * _dot(kernel, w)).astype(u.dtype)
     dkernel = jnp.tensordot(u, dx, (samples, samples))
