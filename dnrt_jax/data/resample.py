@@ -112,7 +112,8 @@ def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.nda
     Output pixel (x, y) is the input at (a x + b y + c, d x + e y + f), in coordinates of pixel
     centres, for matrix = (a, b, c, d, e, f) f32[6]; `fill` u8[3] outside the image.
     """
-    taps = _taps(*image.shape[:2], matrix, bicubic)
+    height, width, _ = image.shape
+    taps = _taps(height, width, matrix, bicubic)
     total = by_platform(image, interpolate_by_gather, interpolate_by_product, taps)
     # Pillow truncates; the margin preserves flat areas, where the weights sum to 0.9999999.
     value = jnp.clip(jnp.floor(total + 1e-4), 0, 255).astype(jnp.uint8)

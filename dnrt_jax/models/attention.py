@@ -6,10 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import Dense, check_multiple
 from dnrt_jax.raa import promote
+
+# Of heads [B, H, N, Dh] next to projections: the batch last in memory, as XLA:TPU keeps tokens.
+# Without it the products for weights and for inputs each copy the gradients of heads.
+TPU_LAYOUT = Layout((2, 1, 3, 0))
 
 
 class Heads(Dense):
@@ -33,7 +38,7 @@ class Heads(Dense):
         heads = [jnp.einsum("bnd,dhk->bhnk", inputs, kernel) for kernel in kernels]
         if bias is not None:
             heads = map(jnp.add, heads, bias.reshape(*shape[:2], 1, shape[2]))
-        return tuple(heads)
+        return tuple(with_layout_constraint(x, TPU_LAYOUT) for x in heads)
 
 
 class Merge(Dense):
@@ -44,6 +49,7 @@ class Merge(Dense):
         b, h, n, size = inputs.shape
         if self.formulation != "tpu":
             return super().__call__(inputs.swapaxes(1, 2).reshape(b, n, h * size))
+        inputs = with_layout_constraint(inputs, TPU_LAYOUT)
         inputs, kernel, bias = self.promoted(inputs, width=h * size)
         y = jnp.einsum("bhnk,hkd->bnd", inputs, kernel.reshape(h, size, -1))
         return y if bias is None else y + bias

@@ -43,8 +43,8 @@ def _forward(u, kernel, bias, w, b, formulation):
 
 def _backward(formulation, saved, g):
     u, kernel, bias, w, b, x, shift = saved
-    # Barriers: on the CPU, to compute from x and the shift twice, which is less work than storing the
-    # results; on a GPU, to make dx and dshift together in one pass. A TPU loses by either.
+    # Barriers: on the CPU, to compute from x and the shift twice, which is less work than to store
+    # the results; on a GPU, to make dx and dshift together in one pass. A TPU loses by either.
     again = lambda *arrays: jax.lax.optimization_barrier(arrays) if formulation == "cpu" else arrays
     g, samples = promote(g), tuple(range(u.ndim - 1))
     over_samples = lambda a, b: jnp.tensordot(a, b, (samples, samples), precision=HIGHEST)

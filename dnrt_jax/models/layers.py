@@ -157,7 +157,7 @@ def _fused(dense: Dense, act: Any, x: Array) -> Array:
     weights, shift = dense.variables["params"], act.variables["params"]
     x, kernel, bias = promote_dtype(x, weights["kernel"], weights["bias"], dtype=dense.dtype)
     rows = x.reshape(-1, x.shape[-1]) if dense.formulation == "cpu" else x
-    y = dense_raa(rows, kernel, bias, shift["w"], shift["b"], dense.formulation)
+    y: Any = dense_raa(rows, kernel, bias, shift["w"], shift["b"], dense.formulation)
     return y.reshape(*x.shape[:-1], dense.features)
 
 
