@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from scripts.study_plan import CASES, MINUTES, Row, accuracies, chosen, run_of
+from scripts.study_plan import CASES, MINUTES, Row, accuracies, chosen, needed, run_of
 
 ACTS = ("relu", "gelu", "raa")
 CASE_PAIRS = (
@@ -68,9 +68,11 @@ def differences(
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """All tables, in Markdown."""
+    """How much is finished, and all tables, in Markdown."""
+    left = len(set(needed(rows)) - set(map(run_of, rows)))
+    said = f"{len(rows)} runs are finished, {left} more are known to be needed."
     parts = (lambda_table(rows), accuracy_table(rows), case_table(rows), activation_table(rows))
-    return "\n\n".join(parts)
+    return "\n\n".join((said, *parts))
 
 
 def lambda_table(rows: Sequence[Row]) -> str:
