@@ -1,6 +1,7 @@
 """Figures of the study, of the setting `vit`: accuracies, spread by layer, norms over training."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,9 @@ SETTING = "vit"
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """The figures by the name of their file."""
+    """The figures by the name of their file; none before the first test run."""
+    if not any(results_of(rows, SETTING, act, case) for act, case in product(ACTS, CASES)):
+        return {}
     return {
         "study_accuracy": accuracies(rows),
         "study_spread": spreads(rows),

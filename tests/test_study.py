@@ -170,6 +170,12 @@ def test_the_page_has_the_tables_of_the_committed_results():
     check_comparisons(rows, page())
 
 
+def test_the_page_shows_the_figures_of_the_committed_results():
+    drawn = set(study_figures.figures(read(study.RESULTS)))
+    assert {path.stem for path in (ROOT / "docs/figures").glob("study_*.png")} == drawn
+    assert set(re.findall(r"\(figures/(study_\w+)\.png\)", page())) == drawn
+
+
 def numbers(text):
     """Numbers with a decimal point, and sign if one is written, outside tables and code."""
     text = re.sub(r"^\|.*$|`[^`]*`", "", text, flags=re.MULTILINE)
@@ -201,7 +207,7 @@ def test_a_number_of_no_result_is_found():
 
 def test_the_figures_show_the_results(whole):
     drawn = study_figures.figures(whole)
-    assert set(drawn) == {path.stem for path in (ROOT / "docs/figures").glob("study_*.png")}
+    assert set(drawn) == {"study_accuracy", "study_spread", "study_norms"}
     (axes,) = drawn["study_accuracy"].axes
     shown = sorted(
         y for line in axes.lines if line.get_marker() == "." for y in np.asarray(line.get_ydata())
