@@ -244,6 +244,21 @@ def test_a_server_that_does_not_answer_is_given_up_within_ten_seconds(
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("argument", ["--push=hf:me/digits", "out.safetensors"])
+def test_a_name_server_that_does_not_answer_is_given_up_within_ten_seconds(
+    tmp_path, monkeypatch, capsys, hub, argument
+):
+    monkeypatch.setattr(hub_client, "TIMEOUT", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(30))
+    source = tmp_path / "model.safetensors"
+    for name, data in FILES.items():
+        source.with_name(name).write_bytes(data)
+    began = time.monotonic()
+    line = failing(capsys, source if "push" in argument else f"hf:{NAME}", argument)
+    assert "the name 127.0.0.1 is not resolved" in line
+    assert time.monotonic() - began < 10
+
+
 def test_offline_mode_without_a_cache_is_one_line(hub, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     line = failing(capsys, f"hf:{NAME}", tmp_path / "a.safetensors")

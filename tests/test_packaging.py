@@ -37,7 +37,14 @@ for name in {set(train_extra.PACKAGES) - {"absl", "optax", "orbax"}!r}:  # flax 
 
 FOLDERS = ["configs", "dnrt_jax", "docs", "notebooks", "results", "scripts", "tests"]
 FILES = ["CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE"]
-FILES += ["MANIFEST.in", "README.md", "SECURITY.md", "pyproject.toml", "requirements.txt"]
+FILES += [
+    "MANIFEST.in",
+    "README.md",
+    "mkdocs.yml",
+    "SECURITY.md",
+    "pyproject.toml",
+    "requirements.txt",
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,7 @@ def test_the_wheel_needs_jax_and_flax_alone_unless_an_extra_is_asked_for(wheel):
         "train",
         "hub",
         "export",
+        "docs",
         "test",
         "torch",
         "tpu",

@@ -1,12 +1,15 @@
 """Exported programs give the probabilities of the weights that they were made of."""
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from runs import environment
+from runs import ROOT, environment
 from test_convert import CNN, VIT, failing
 from test_predict import NAMES, drawn, picture, run
 
@@ -86,6 +89,18 @@ def test_jax_alone_runs_it(exported, tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, atol=1e-6)
+
+
+def test_the_example_of_the_docs_runs(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported[1].parent, "deployed")
+    Path("deployed/a.stablehlo").rename("deployed/digits.stablehlo")
+    page = (ROOT / "docs/recipes.md").read_text()
+    (code,) = re.findall(r"<!-- deployed -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["probabilities"].shape == (4, 7)
+    np.testing.assert_allclose(names["probabilities"].sum(1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0, 40, 5000])

@@ -7,9 +7,12 @@ read. This needs `pip install 'dnrt_jax[hub]'`; the hub's own cache, token and o
 
 import hashlib
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dnrt_jax.runtime.errors import WeightsError
 from dnrt_jax.runtime.weight_files import CONFIG
@@ -78,6 +81,7 @@ def push(name: str, folder: Path) -> str:
     with _one_line(name):
         from huggingface_hub import HfApi
 
+        _find_host()
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         message = "Upload with dnrt_jax"
@@ -111,6 +115,7 @@ def _is_in_cache_only(repo: str, revision: str | None) -> bool:
     if constants.HF_HUB_OFFLINE or (cached and _is_commit(revision)):
         return True
     try:  # hf_hub_download would try for a minute to reach the hub
+        _find_host()
         get_hf_file_metadata(hf_hub_url(repo, WEIGHTS, revision=revision), timeout=TIMEOUT)
     except HfHubHTTPError:
         raise
@@ -119,6 +124,24 @@ def _is_in_cache_only(repo: str, revision: str | None) -> bool:
             return True
         raise
     return False
+
+
+def _find_host() -> None:
+    """Raises HTTPError unless the hub's address is found in time; the look-up has no timeout."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError
+
+    host, found = urlsplit(constants.ENDPOINT).hostname, []
+
+    def ask() -> None:
+        with suppress(OSError):
+            found.append(socket.getaddrinfo(host, None))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if not found:
+        raise HTTPError(f"the name {host} is not resolved")
 
 
 @contextmanager

@@ -64,13 +64,12 @@ def by_frequency(confusion: Any, train_counts: Any, class_names: Sequence[str]) 
 def roc_auc(scores: Any, positive: Any) -> float:
     """Area under the ROC curve for scores [N] and positives bool[N]: the probability that a
     positive has a higher score than a negative; ties count half. NaN if either is absent."""
+    from sklearn.metrics import roc_auc_score
+
     positive = np.asarray(positive, bool)
-    _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # ties get their mean rank
-    n, others = int(positive.sum()), int((~positive).sum())
-    if not n or not others:
+    if positive.all() or not positive.any():
         return float("nan")
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * others))
+    return float(roc_auc_score(positive, scores))
 
 
 def macro_roc_auc(logits: Any, labels: Any) -> float:
