@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dnrt_jax.config import Config
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.multihost import fetch
-from dnrt_jax.runtime.sharding import platform
+from dnrt_jax.runtime.sharding import platform, split
 from dnrt_jax.training import optim
 from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import TrainState
@@ -21,6 +21,7 @@ from dnrt_jax.training.step import Batch, Values
 Numbers = dict[str, np.ndarray]  # what differs between runs of the same program
 Step = Callable[[Numbers, TrainState, Batch], tuple[TrainState, Values]]
 StepOf = Callable[[Any], Step]
+Over = Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
 Draw = Callable[[int], Iterator[Batch]]  # start -> batches of the steps from `start` on
 
 
@@ -50,7 +51,7 @@ def create_dispatches(
     shapes: TrainState,
     places: Places,
     config: Config,
-    over: Callable[[Any], Any] = lambda function: function,
+    over: Over = lambda function, in_axes, out_axes: function,
 ) -> list[Dispatch]:
     """Creates the dispatch `config.train.dispatch` for each task with its numbers. All run the same
     compiled program.
@@ -58,8 +59,8 @@ def create_dispatches(
     Args:
       step_of: unravel of a packed state or None -> a step of one run.
       shapes: the state of one run as a tree of jax.ShapeDtypeStruct with shardings.
-      over: makes of a function for one run that for all the runs of a dispatch, if they are several
-        (`training.members`).
+      over: makes of a function for one run that for all the runs of a dispatch, if they are
+        several, which then are on these axes of its arguments and results, as for jax.vmap.
 
     Raises:
       ConfigError: for "scan" if the data set is not in device memory.
@@ -73,10 +74,10 @@ def create_dispatches(
             whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
             alike = optim.is_elementwise(config.optim)
             packing = Packing(shapes) if whole and alike and not on_cpu else None
-            step = over(step_of(packing.unravel if packing else None))
-            packed = (over(packing.pack), over(packing.unpack)) if packing else None
+            step = step_of(packing.unravel if packing else None)
+            run = train_steps(step, split(mesh), on_device[0].shape, packing)
+            run = over(run, (0, 0, None, 1, 1, None), (0, 1))
             out = places.state, of_steps(places.values)
-            run = train_steps(step, places.batch, on_device[0].shape, packed)
             run = jax.jit(run, out_shardings=out, donate_argnums=1)
             order, most = of_steps(places.batch), config.train.dispatch_steps
             each = zip(numbers, on_device, strict=True)
@@ -84,7 +85,7 @@ def create_dispatches(
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
     out = places.state, places.values
-    run = jax.jit(over(step_of(None)), out_shardings=out, donate_argnums=1)
+    run = jax.jit(over(step_of(None), 0, 0), out_shardings=out, donate_argnums=1)
     draws = [task.train_batches(mesh) for task in tasks]
     return [Single(run, *parts, on_cpu) for parts in zip(numbers, draws, strict=True)]
 
@@ -150,7 +151,7 @@ def train_steps(
     step: Step,
     sharding: Any,
     shape: tuple[int, ...] | None = None,
-    packed: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+    packing: Packing | None = None,
 ) -> Callable[..., tuple[TrainState, Values]]:
     """Returns run(numbers, state, data, indices, mask, count) -> (state, values f32[S]).
 
@@ -160,8 +161,8 @@ def train_steps(
 
     Args:
       shape: of the input of one sample, if it lies flat in `data`.
-      packed: the functions that pack a state before its first step and unpack it after its last,
-        if `step` takes it packed.
+      packing: if given, the state is packed between its first and its last step, and `step` takes
+        it so.
     """
 
     def run(numbers, state, data, indices, mask, count):
@@ -170,12 +171,12 @@ def train_steps(
             state, values = step(numbers, state, take(data, indices[i], mask[i], sharding, shape))
             return state, jax.tree.map(lambda xs, x: xs.at[i].set(x), log, values)
 
-        state = packed[0](state) if packed else state
+        state = packing.pack(state) if packing else state
         batch = take(data, indices[0], mask[0], sharding, shape)
         _, shapes = jax.eval_shape(step, numbers, state, batch)
-        log = jax.tree.map(lambda x: jax.numpy.zeros((len(indices), *x.shape), x.dtype), shapes)
+        log = jax.tree.map(lambda x: jax.numpy.zeros(len(indices), x.dtype), shapes)
         state, log = jax.lax.fori_loop(0, count, body, (state, log))
-        return packed[1](state) if packed else state, log
+        return packing.unpack(state) if packing else state, log
 
     return run
 
@@ -187,5 +188,5 @@ def take(
     `train_steps`."""
     batch = jax.tree.map(lambda x: x[indices], data) | {"mask": mask}
     if shape is not None:
-        batch["inputs"] = batch["inputs"].reshape(*indices.shape, *shape)
+        batch["inputs"] = batch["inputs"].reshape(-1, *shape)
     return jax.lax.with_sharding_constraint(batch, sharding)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -150,20 +151,39 @@ def _memory() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """What `function` is for one member, for all: arguments and results have a leading axis of
-    members. Inside, one member is on the axis `data` of `mesh`."""
+def over_members(
+    function: Callable[..., Any], in_axes: Any, out_axes: Any, *, mesh: Mesh
+) -> Callable[..., Any]:
+    """What `function` is for one member, for all, which are on these axes of its arguments and
+    results, as for jax.vmap. Inside, one member is on the axis `data` of `mesh`."""
 
     def part(*args):
-        if len(jax.tree.leaves(args)[0]) == 1:  # a single member here needs no axis
-            one = function(*jax.tree.map(lambda x: x[0], args))
-            return jax.tree.map(lambda x: x[None], one)
-        return jax.vmap(function)(*args)
+        if len(args[0]["key"]) > 1:
+            return jax.vmap(function, in_axes, out_axes)(*args)
+        # A single member here is as a run of its own, without an axis of one.
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        one = [
+            x if axis is None else _each(jnp.squeeze, x, axis)
+            for x, axis in zip(args, axes, strict=True)
+        ]
+        result = function(*one)
+        axes = out_axes if isinstance(out_axes, tuple) else (out_axes,) * len(result)
+        return tuple(_each(jnp.expand_dims, x, axis) for x, axis in zip(result, axes, strict=True))
 
-    spec, axes = P(MEMBER), {MEMBER}
+    place = lambda axis: P() if axis is None else P(*[None] * axis, MEMBER)
+    specs = [jax.tree.map(place, axes, is_leaf=lambda x: x is None) for axes in (in_axes, out_axes)]
     return jax.shard_map(
-        part, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=False
+        part,
+        mesh=mesh,
+        in_specs=specs[0],
+        out_specs=specs[1],
+        axis_names={MEMBER},
+        check_vma=False,
     )
+
+
+def _each(function: Callable[..., Array], tree: Any, axis: int) -> Any:
+    return jax.tree.map(lambda x: function(x, axis), tree)
 
 
 class MemberBatches:

@@ -74,7 +74,7 @@ def test_steps_on_a_packed_state_are_those_on_the_tree(optimizer, dtype, within)
         flat = {"inputs": inputs.reshape(SAMPLES, -1), "label": label}
         packing = Packing(jax.eval_shape(lambda: state))
         step = of_one(dataclasses.replace(step, unravel=packing.unravel))
-        packed = train_steps(step, one_device, SHAPE, (packing.pack, packing.unpack))
+        packed = train_steps(step, one_device, SHAPE, packing)
         ours = jax.jit(packed, compiler_options=QUICK)({}, state, flat, *order, STEPS)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=within, atol=within)
     jax.tree.map(close, ours, (wanted, values))

@@ -159,7 +159,7 @@ def test_data_order_and_augmentation_are_bit_for_bit_those_of_a_run_of_its_own(d
     batches = members.MemberBatches([one.task for one in experiments], first.mesh)
     batch = next(batches.train_batches(mesh)(np.array([5] * len(SEEDS))))
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *numbers)
-    found = jax.jit(members.over_members(pictures, mesh))(stacked, np.full(4, 5), batch)
+    found = jax.jit(members.over_members(pictures, 0, 0, mesh=mesh))(stacked, np.full(4, 5), batch)
     for i, one in enumerate(experiments):
         own = next(one.task.train_batches(first.mesh)(5))
         expected = jax.jit(pictures)(numbers[i], 5, own)
