@@ -34,6 +34,13 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * axis, DATA))
 
 
+def constrain(tree: Any, sharding: NamedSharding) -> Any:
+    """Shards the arrays of `tree`, within jit, and within `shard_map` over another mesh axis too."""
+    inside = jax.sharding.get_abstract_mesh()
+    at = sharding if inside.empty else NamedSharding(inside, sharding.spec)
+    return jax.lax.with_sharding_constraint(tree, at)
+
+
 def state_shardings(mesh: Mesh, shapes: Any, fsdp: bool) -> Any:
     """The sharding of each array in a tree of shapes: replicated, or with `fsdp` sharded along the
     longest axis that is divisible by the number of devices, if there is one."""

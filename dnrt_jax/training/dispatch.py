@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dnrt_jax.config import Config
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.multihost import fetch
-from dnrt_jax.runtime.sharding import platform, split
+from dnrt_jax.runtime.sharding import constrain, platform, split
 from dnrt_jax.training import optim
 from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import TrainState
@@ -189,4 +189,4 @@ def take(
     batch = jax.tree.map(lambda x: x[indices], data) | {"mask": mask}
     if shape is not None:
         batch["inputs"] = batch["inputs"].reshape(-1, *shape)
-    return jax.lax.with_sharding_constraint(batch, sharding)
+    return constrain(batch, sharding)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dnrt_jax import arr
 from dnrt_jax.config import Config
-from dnrt_jax.runtime.sharding import platform, split
+from dnrt_jax.runtime.sharding import constrain, platform, split
 from dnrt_jax.training import diagnostics, metrics
 from dnrt_jax.training.state import TrainState
 
@@ -204,7 +204,7 @@ class TrainStep:
 def _cut(tree: Any, count: int, mesh: Mesh | None) -> Any:
     """Reshapes arrays [B, ...] to [count, B / count, ...], with each part sharded over `mesh`."""
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
-    return jax.lax.with_sharding_constraint(parts, split(mesh, axis=1)) if mesh else parts
+    return constrain(parts, split(mesh, axis=1)) if mesh else parts
 
 
 def keep_if_finite(moved: TrainState, state: TrainState, values: Values) -> TrainState:
