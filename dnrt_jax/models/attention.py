@@ -111,8 +111,14 @@ def _cudnn_attention(q: Array, k: Array, v: Array, keys: int) -> Array:
     """`MultiHead.attend` without dropout. Rows of padded queries are computed like the others, as
     cuDNN leaves rows undefined that it is told to leave out."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
-    y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    lengths: dict[str, Array] = {}
+    if keys < k.shape[1]:
+        # Made from q, as under jax.vmap JAX's rule for this attention wants lengths that are mapped
+        # like it. XLA folds the zeros.
+        zeros = 0 * jnp.isnan(q[:, 0, 0, 0]).astype(jnp.int32)
+        lengths["query_seq_lengths"] = zeros + q.shape[1]
+        lengths["key_value_seq_lengths"] = zeros + keys
+    y = jax.nn.dot_product_attention(q, k, v, **lengths, implementation="cudnn")
     return y.swapaxes(1, 2)
 
 

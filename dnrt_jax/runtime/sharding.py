@@ -35,7 +35,7 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def constrain(tree: Any, sharding: NamedSharding) -> Any:
-    """Shards the arrays of `tree`, within jit, and within `shard_map` over another mesh axis too."""
+    """Shards the arrays of `tree` within jit, also inside a `shard_map` over another axis."""
     inside = jax.sharding.get_abstract_mesh()
     at = sharding if inside.empty else NamedSharding(inside, sharding.spec)
     return jax.lax.with_sharding_constraint(tree, at)

@@ -219,11 +219,11 @@ class MemberBatches:
 
     def on_device(self, mesh: Mesh) -> Any:
         first, *others = self._tasks
-        if (found := first.on_device(self._mesh)) is None:
+        if (found := first.on_device(mesh)) is None:
             return None
         if not all(task.shares_samples(first) for task in others):
             return None
-        each = [found.rows, *(task.on_device(self._mesh).rows for task in others)]
+        each = [found.rows, *(task.on_device(mesh).rows for task in others)]
 
         def rows(starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
             found = [
