@@ -6,6 +6,7 @@ of (config, step) alone, so a resumed run repeats exactly what an uninterrupted 
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
 from dnrt_jax.runtime.progress import Speed
 from dnrt_jax.runtime.trackers import open_tracker
 from dnrt_jax.runtime.workdir import Workdir, best_record
+from dnrt_jax.training.dispatch import Later
 from dnrt_jax.training.state import TrainState
 
 
@@ -91,6 +93,7 @@ class Run:
         self._best_step = _best_step(workdir, experiment.config)
         self._is_patient = _is_patient(workdir.records(), experiment.config)
         self._saved, self._speed = self.step, Speed()
+        self._steps: list[tuple[Later, int]] = []  # whose values were not looked at yet
         if multihost.is_main():
             workdir.tracker = open_tracker(experiment.config, workdir.path)
 
@@ -110,13 +113,22 @@ class Run:
     def is_active(self) -> bool:
         return not self.is_finished and self.failure is None
 
-    def take(self, values: dict[str, np.ndarray], count: int, seconds: float) -> None:
-        """Takes the values of `count` steps, which took some seconds."""
-        config = self.experiment.config
-        self._speed.add(count * self.experiment.task.batch_size, seconds)
-        stop = config.train.on_nonfinite == "stop"
-        self.window.add(values, _finite(values, self.step, stop))
+    def take(self, values: Later, count: int, start: float) -> None:
+        """Takes the values of `count` steps, dispatched at the time `start`. They are waited for
+        where something is due, so that the devices need not wait in between."""
+        self._steps.append((values, self.step))
         self.step += count
+        if any(self.calendar.due(self.step)):
+            self._look()
+        self._speed.add(count * self.experiment.task.batch_size, time.monotonic() - start)
+
+    def _look(self) -> None:
+        """Waits for the values of the steps taken, and checks them."""
+        config, steps = self.experiment.config, self._steps
+        self._steps = []
+        for later, step in steps:
+            values = later()
+            self.window.add(values, _finite(values, step, config.train.on_nonfinite == "stop"))
         _check_skipped(self.window.skipped, self.step, config)
         self.workdir.write_config(config)  # only after a step was taken with it
 
@@ -146,6 +158,7 @@ class Run:
     def save(self, state: Callable[[], TrainState]) -> None:
         """Saves a checkpoint, unless there is one of this step."""
         if self._saved != self.step:
+            self._look()
             config, workdir = self.experiment.config, self.workdir
             _save(workdir, state(), self.step, config, self.window, self._best_step)
             self._saved = self.step

@@ -111,12 +111,11 @@ class Group(NamedTuple):
         count = min(run.calendar.until_next(run.step, most) for run in active)
         start = time.monotonic()
         values = self.trainer.run([run.step for run in self.runs], count)
-        seconds = time.monotonic() - start
         progress.update(count * len(active))
         for i, run in enumerate(self.runs):
             if run.is_active:
                 with self._stopping_alone(run):
-                    run.take(values[i], count, seconds)
+                    run.take(values[i], count, start)
                     if record := run.settle(partial(self.trainer.state, i)):
                         yield run, record
 

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dnrt_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PROGRAMS = {"main"}
+PROGRAMS = {"main", "loop"}  # benchmark/loop.py measures it
 
 
 def imports(path: Path) -> set[str]:

@@ -16,6 +16,7 @@ from dnrt_jax.benchmark import (
     augment,
     infer,
     loader,
+    loop,
     peer,
     startup,
     step,
@@ -183,6 +184,13 @@ def test_the_peer_is_the_same_mathematics():
     assert logits.ours < 1e-5
     assert losses.ours < 1e-4
     assert min(train.ratio or 0, infer_row.ratio or 0) > 0
+
+
+def test_the_loop_is_compared_with_its_steps(capsys):
+    small = ["--model=mlp", "--batch_size=8", "--seconds=0.02", "--eval_samples=16", "--rounds=2"]
+    rows = run(capsys, "loop", *small)
+    assert [row["case"] for row in rows] == list(loop.CASES)
+    assert all(row["ours"] > 0 and row["other"] > 0 for row in rows)
 
 
 def test_startup_compares_cold_and_warm(capsys, monkeypatch):

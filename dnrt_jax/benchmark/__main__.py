@@ -5,6 +5,7 @@
     table4    multiply-accumulates and latency, next to the paper's
     arr       the cost of ARR against classes, batch, layers, dimension and rule
     peer      training and inference against an equivalent PyTorch ViT
+    loop      the training loop with evaluation and checkpoints against its steps alone
     startup   time to import and to the first step, without and with a compilation cache
     augment   the augmentation alone, and its fraction of a training step
     loader    the streaming loader against a torch DataLoader
@@ -31,7 +32,7 @@ from dnrt_jax.benchmark.timing import Result
 from dnrt_jax.runtime.process import Parser, keep_memory, user_errors
 
 SUBCOMMANDS = ["step", "infer", "table4", "arr", "peer", "startup", "augment", "loader", "scaling"]
-SUBCOMMANDS += ["compile"]
+SUBCOMMANDS += ["loop", "compile"]
 ZERO = ("workers", "arr_weight")  # options that may be 0
 
 

@@ -71,7 +71,7 @@ def trainer(config: Config, num_classes: int, steps: int) -> Callable[[], np.nda
         nonlocal state, taken
         state, values = dispatch.run(state, taken, steps)
         taken += steps
-        return values["loss"]
+        return values()["loss"]
 
     return run
 

@@ -1,6 +1,6 @@
 """Batches from a data set of two arrays in memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from dnrt_jax.runtime.multihost import own_rows
 from dnrt_jax.runtime.sharding import replicated, split
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.training import metrics
+from dnrt_jax.training.dispatch import take
 from dnrt_jax.training.step import Batch
 
 HostBatch = dict[str, np.ndarray]
@@ -60,14 +61,42 @@ class Arrays:
 
     def batches(self, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
         """All samples once, in order; the last batch is padded, with mask False."""
+        for rows, real in zip(*self._rows(batch_size, mesh), strict=True):
+            own = own_rows(len(rows))
+            batch = {"inputs": self.inputs[rows[own]], "label": self.label[rows[own]]}
+            yield place(batch | {"mask": real[own]}, mesh)
+
+    def at_once(
+        self, step: Callable[..., Any], batch_size: int, mesh: Mesh
+    ) -> Callable[[Any], Iterator[Any]]:
+        """state -> the results of `step` for `batches`, in one dispatch on data in device memory.
+
+        Args:
+          step: a `training.eval_step`, not jitted.
+        """
+        rows, mask = self._rows(batch_size, mesh)
+        data = {"inputs": self.inputs.reshape(len(self), -1), "label": self.label}
+        data = jax.device_put(data, replicated(mesh))
+
+        def steps(state: Any, data: Batch) -> Any:
+            batch = lambda part: take(data, *part, split(mesh), self.inputs.shape[1:])
+            return jax.lax.map(lambda part: step(state, batch(part)), (rows, mask))
+
+        run = jax.jit(steps, out_shardings=replicated(mesh))
+
+        def results(state: Any) -> Iterator[Any]:
+            values = jax.device_get(run(state, data))
+            return (jax.tree.map(lambda x, i=i: x[i], values) for i in range(len(rows)))
+
+        return results
+
+    def _rows(self, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+        """The rows i32[steps, B] and mask bool[steps, B] of `batches`."""
         # For a split smaller than a batch, the batch is its size rounded up to a multiple of 8.
         step = 8 * mesh.size
         batch_size = min(batch_size, -(-len(self) // step) * step)
-        for start in range(0, len(self), batch_size):
-            positions = np.arange(start, start + batch_size)[own_rows(batch_size)]
-            rows = np.minimum(positions, len(self) - 1)
-            batch = {"inputs": self.inputs[rows], "label": self.label[rows]}
-            yield place(batch | {"mask": positions < len(self)}, mesh)
+        positions = np.arange(-(-len(self) // batch_size) * batch_size).reshape(-1, batch_size)
+        return np.minimum(positions, len(self) - 1).astype(np.int32), positions < len(self)
 
     def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As `Task.samples`, one by one."""
@@ -88,11 +117,19 @@ def placed(draw: Callable[[int], Iterator[HostBatch]], mesh: Mesh) -> Callable[[
 def evaluate(step: Callable[..., Any], state: Any, batches: Iterator[Batch], what: str) -> Any:
     """Runs a jitted `training.eval_step` on all batches: (metrics by name, confusion i64[K, K]).
 
+    Raises: as `summarize`.
+    """
+    return summarize((step(state, batch) for batch in batches), what)
+
+
+def summarize(results: Iterable[dict[str, Any]], what: str) -> Any:
+    """Adds up what a `training.eval_step` gave for all batches: (metrics by name, confusion
+    i64[K, K]).
+
     Raises:
       NonFiniteError: if a logit is NaN or infinite; `what` names the data in the message.
     """
     sums: dict[str, Any] = {}
-    for batch in batches:
-        out = jax.device_get(step(state, batch))
+    for out in map(jax.device_get, results):
         sums = {k: sums.get(k, 0) + np.asarray(v, np.float64) for k, v in out.items()}
     return metrics.summary(sums, what), sums["confusion"].astype(np.int64)

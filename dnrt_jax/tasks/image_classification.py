@@ -31,9 +31,10 @@ from dnrt_jax.fields import (
 )
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import check_batch, replicated
-from dnrt_jax.tasks.arrays import Arrays, evaluate, place, placed
+from dnrt_jax.tasks.arrays import Arrays, place, placed, summarize
 from dnrt_jax.tasks.base import OnDevice, Task
 from dnrt_jax.training import metrics
+from dnrt_jax.training.dispatch import in_loops
 from dnrt_jax.training.step import eval_step
 
 Images = datasets.Dataset | Source
@@ -178,15 +179,22 @@ class ImageClassification(Task):
         config, class_names = self._config, self.class_names
         mirror = (lambda images: images[:, :, ::-1]) if config.eval.flip else None
         step = eval_step(model, config.arr, self.eval_preprocess, len(class_names), mirror=mirror)
-        step = jax.jit(step, out_shardings=replicated(mesh))
+        size, whole = config.eval.batch_size, in_loops(config.train.dispatch, mesh)
+        one_by_one = jax.jit(step, out_shardings=replicated(mesh))
+
+        def results_of(split: Arrays | Streamed) -> Callable[[Any], Iterator[Any]]:
+            if whole and isinstance(split, Arrays):
+                return split.at_once(step, size, mesh)
+            return lambda state: map(partial(one_by_one, state), split.batches(size, mesh))
+
         splits = ({"valid": self._valid} if self._valid else {}) | {"test": self._test}
+        results = {name: results_of(split) for name, split in splits.items()}
 
         def run(state):
             values: dict[str, Any] = {}
-            for name, split in splits.items():
-                batches = split.batches(config.eval.batch_size, mesh)
+            for name in splits:
                 what = f"{name} images at step {int(state.step)}"
-                found, confusion = evaluate(step, state, batches, what)
+                found, confusion = summarize(results[name](state), what)
                 if config.data.imbalance:
                     found |= metrics.by_frequency(confusion, self.class_counts(), class_names)
                 values |= {f"{name}/{key}": value for key, value in found.items()}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnrt_jax.config import Config
@@ -22,6 +22,7 @@ Numbers = dict[str, np.ndarray]  # what differs between runs of the same program
 Step = Callable[[Numbers, TrainState, Batch], tuple[TrainState, Values]]
 StepOf = Callable[[Any], Step]
 Over = Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
+Later = Callable[[], dict[str, np.ndarray]]
 Draw = Callable[[int], Iterator[Batch]]  # start -> batches of the steps from `start` on
 
 
@@ -36,8 +37,9 @@ class Places(NamedTuple):
 class Dispatch(Protocol):
     """Runs training steps on the training split."""
 
-    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
-        """Runs the steps start .. start + count - 1, of one epoch: (state, {name: f32[count]}).
+    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, Later]:
+        """Dispatches the steps start .. start + count - 1, of one epoch: (state, a function that
+        waits for the values of the steps and gives them, {name: f32[count]}).
 
         The buffers of `state` are donated.
         """
@@ -67,8 +69,7 @@ def create_dispatches(
     """
     mesh: Any = places.batch.mesh
     on_cpu, how = platform(mesh) == "cpu", config.train.dispatch
-    # On XLA:CPU, convolutions are about thirty times slower inside a loop than outside.
-    if how == "scan" or (how == "auto" and not on_cpu):
+    if in_loops(how, mesh):
         on_device = [task.on_device(mesh) for task in tasks]
         if None not in on_device:
             whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
@@ -81,13 +82,19 @@ def create_dispatches(
             run = jax.jit(run, out_shardings=out, donate_argnums=1)
             order, most = of_steps(places.batch), config.train.dispatch_steps
             each = zip(numbers, on_device, strict=True)
-            return [Scan(run, *parts, order, most) for parts in each]
+            return [Scan(run, *parts, order, most, on_cpu) for parts in each]
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
     out = places.state, places.values
     run = jax.jit(over(step_of(None), 0, 0), out_shardings=out, donate_argnums=1)
     draws = [task.train_batches(mesh) for task in tasks]
     return [Single(run, *parts, on_cpu) for parts in zip(numbers, draws, strict=True)]
+
+
+def in_loops(how: str, mesh: Mesh) -> bool:
+    """Whether `config.train.dispatch` asks for many batches per dispatch, where data allow it."""
+    # On XLA:CPU, convolutions are about thirty times slower inside a loop than outside.
+    return how == "scan" or (how == "auto" and platform(mesh) != "cpu")
 
 
 def of_steps(sharding: NamedSharding) -> NamedSharding:
@@ -102,17 +109,22 @@ class Scan:
       run: `train_steps`, jitted.
       order: the sharding of the indices of the steps.
       most: the steps of the program; it may be told to run fewer.
+      wait: whether to wait for each dispatch before the next: CPU collectives may deadlock with
+        several programs in flight.
     """
 
-    def __init__(self, run: Any, numbers: Numbers, on_device: Any, order: Any, most: int):
+    def __init__(
+        self, run: Any, numbers: Numbers, on_device: Any, order: Any, most: int, wait: bool
+    ):
         self._run, self._numbers, self._order, self._most = run, numbers, order, most
-        self._data, self._rows = on_device.data, on_device.rows
+        self._data, self._rows, self._wait = on_device.data, on_device.rows, wait
 
-    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
+    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, Later]:
         place = lambda x: jax.make_array_from_callback(x.shape, self._order, x.__getitem__)
         indices, mask = map(place, self._rows(start, self._most))
         state, values = self._run(self._numbers, state, self._data, indices, mask, count)
-        return state, {name: column[:count] for name, column in fetch(values).items()}
+        values = jax.block_until_ready(values) if self._wait else values
+        return state, lambda: {name: column[:count] for name, column in fetch(values).items()}
 
     def lower(self, state: TrainState) -> Any:
         """The program that `run` dispatches, for the shapes of a state, not compiled yet."""
@@ -126,25 +138,29 @@ class Single:
 
     Args:
       step: jitted.
-      wait: whether to wait for each step before the next.
+      wait: whether to wait for each step before the next, as in `Scan`.
     """
 
     def __init__(self, step: Any, numbers: Numbers, draw: Draw, wait: bool):
         self._step, self._numbers, self._draw, self._wait = step, numbers, draw, wait
         self._batches, self._at = iter(()), -1
 
-    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, Any]]:
+    def run(self, state: TrainState, start: int, count: int) -> tuple[TrainState, Later]:
         if not np.array_equal(start, self._at):
             self._batches = self._draw(start)
         self._at = start + count
         values = []
         for _ in range(count):
             state, value = self._step(self._numbers, state, next(self._batches))
-            if self._wait:  # CPU collectives may deadlock with many calls in flight
+            if self._wait:
                 jax.block_until_ready(value)
             values.append(value)
-        values = fetch(values)
-        return state, {name: np.stack([value[name] for value in values]) for name in values[0]}
+
+        def later() -> dict[str, np.ndarray]:
+            fetched = fetch(values)
+            return {name: np.stack([value[name] for value in fetched]) for name in fetched[0]}
+
+        return state, later
 
 
 def train_steps(

@@ -8,7 +8,7 @@ Outside of the training program the state of a member is that of a run of its ow
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import jax
@@ -20,19 +20,19 @@ from jax.sharding import PartitionSpec as P
 
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import DATA
-from dnrt_jax.training.dispatch import Dispatch
+from dnrt_jax.training.dispatch import Dispatch, Later
 from dnrt_jax.training.state import TrainState
 from dnrt_jax.training.step import Batch
 
 MEMBER = "member"  # mesh axis of the members
-Columns = dict[str, np.ndarray]  # values of some steps, [count] by name
 
 
 class Trainer(Protocol):
     """Holds the states of some members and trains them."""
 
-    def run(self, starts: Sequence[int], count: int) -> list[Columns]:
-        """Runs `count` steps of each member, from its start on: the values of each."""
+    def run(self, starts: Sequence[int], count: int) -> list[Later]:
+        """Dispatches `count` steps of each member, from its start on: a function for each that
+        waits for its values and gives them."""
         ...
 
     def state(self, member: int) -> TrainState:
@@ -46,7 +46,7 @@ class Alone:
     def __init__(self, dispatch: Dispatch, state: TrainState):
         self._dispatch, self._state = dispatch, state
 
-    def run(self, starts: Sequence[int], count: int) -> list[Columns]:
+    def run(self, starts: Sequence[int], count: int) -> list[Later]:
         (start,) = starts
         self._state, values = self._dispatch.run(self._state, start, count)
         return [values]
@@ -76,9 +76,11 @@ class Together:
         self._dispatch, self._pick = dispatch, jax.jit(pick, out_shardings=places(shapes))
         self._states = jax.jit(stack, out_shardings=places(all_shapes))(*states)
 
-    def run(self, starts: Sequence[int], count: int) -> list[Columns]:
+    def run(self, starts: Sequence[int], count: int) -> list[Later]:
         self._states, values = self._dispatch.run(self._states, np.asarray(starts), count)
-        return [{name: x[:, i] for name, x in values.items()} for i in range(len(starts))]
+        values = cache(values)
+        of = lambda i: {name: x[:, i] for name, x in values().items()}
+        return [partial(of, i) for i in range(len(starts))]
 
     def state(self, member: int) -> TrainState:
         return self._pick(self._states, member)

@@ -49,7 +49,7 @@ def train(config, devices, steps=STEPS, name="loss"):
     dispatch, state, losses = built.dispatch(), built.create(), []
     for start in range(0, steps, 4):  # of four steps an epoch
         state, values = dispatch.run(state, start, min(4, steps - start))
-        losses += values[name].tolist()
+        losses += values()[name].tolist()
     return jax.device_get(state), np.asarray(losses)
 
 

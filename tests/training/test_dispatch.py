@@ -1,10 +1,17 @@
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from dnrt_jax import experiment
+from dnrt_jax import train as train_loop
 from dnrt_jax.config import default, validate
+from dnrt_jax.run import Run
 from dnrt_jax.runtime.errors import UserError
+from dnrt_jax.runtime.profiling import Profile
+from dnrt_jax.runtime.set_folder import SetFolder
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def train(config):
     dispatch, state, losses = built.dispatch(), built.create(), []
     for start in (0, 3):
         state, values = dispatch.run(state, start, 3)
-        losses += values["loss"].tolist()
+        losses += values()["loss"].tolist()
     return built, state, losses
 
 
@@ -78,9 +85,13 @@ def test_many_steps_a_dispatch_train_as_one_by_one(config, in_memory):
     built = experiment.load(changed(config, train__dispatch="scan"))
     dispatch = built.dispatch()
     state, values = dispatch.run(built.create(), 0, 2)
-    assert values["loss"].shape == (2,)
     state, more = dispatch.run(state, 2, 1)
-    np.testing.assert_allclose([*values["loss"], *more["loss"]], losses[:3], rtol=1e-4)
+    assert values()["loss"].shape == (2,)
+    np.testing.assert_allclose([*values()["loss"], *more()["loss"]], losses[:3], rtol=1e-4)
+    alone = experiment.load(changed(config, train__dispatch="single"))
+    at_once, by_batch = evaluate(built, state), evaluate(alone, state)
+    np.testing.assert_array_equal(at_once.pop("confusion"), by_batch.pop("confusion"))
+    assert at_once == pytest.approx(by_batch, rel=1e-6)
 
 
 def test_a_stream_cannot_be_scanned(config):
@@ -95,7 +106,7 @@ def test_a_stream_goes_on_where_a_run_was_stopped(streamed):
     built, _, losses = streamed
     state, _ = built.dispatch().run(built.create(), 0, 2)
     _, values = built.dispatch().run(state, 2, 1)
-    assert values["loss"].tolist() == losses[2:3]
+    assert values()["loss"].tolist() == losses[2:3]
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 24])
@@ -143,3 +154,46 @@ def test_mixing_and_smoothing_train_with_soft_labels(config, in_memory):
 def test_what_cannot_be_is_one_line(config, values, said):
     with pytest.raises(UserError, match=said):
         experiment.load(changed(config, **values))
+
+
+@contextmanager
+def counted_compilations():
+    """Yields a list that grows by one with every program that is compiled."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("dispatch", ["single", "scan"])
+def test_after_the_first_epoch_nothing_is_compiled(config, tmp_path, dispatch):
+    """Neither for steps, evaluation, checkpoints and records, nor when a run goes on."""
+    seen = []
+
+    def train_to(epochs):
+        c = changed(config, train__dispatch=dispatch, train__epochs=epochs, train__log_steps=2)
+        built = experiment.load(c)
+        with train_loop.Stop() as stop, SetFolder(tmp_path / "run", {"": [""]}) as folder:
+            run = Run("", built, folder.members[""])
+            log = lambda record: seen.append((record["epoch"], len(compiled)))
+            folder.members[""].tracker = SimpleNamespace(log=log, close=lambda: None)
+            folder.start()
+            train_loop.fit([run], stop, folder, Profile(tmp_path, 0))
+
+    with counted_compilations() as compiled:
+        train_to(3)
+        before = len(compiled)
+        train_to(5)
+    later = [number for epoch, number in seen if 1 < epoch <= 3]
+    assert later[0] > 0
+    assert set(later) == {later[0]}
+    resumed = [number for epoch, number in seen if epoch > 4]
+    assert set(resumed) == {resumed[0]}
+    assert before < resumed[0]

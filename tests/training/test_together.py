@@ -64,7 +64,7 @@ def together(experiments, parts=0):
 def losses(trainer, count):
     """[member, step], of four steps a dispatch, which is an epoch."""
     found = [trainer.run([start] * count, 4) for start in range(0, STEPS, 4)]
-    return np.array([np.concatenate([part[i]["loss"] for part in found]) for i in range(count)])
+    return np.array([np.concatenate([part[i]()["loss"] for part in found]) for i in range(count)])
 
 
 def alone(config, data, devices):
@@ -137,7 +137,7 @@ def test_members_at_different_steps_train_on(data):
     dispatch, shapes = sets.dispatch_together(experiments, mesh)
     states = [state, experiments[1].create()]
     trainer = members.Together(dispatch, states, first.shapes, shapes)
-    ahead, behind = trainer.run([4, 0], 4)
+    ahead, behind = (values() for values in trainer.run([4, 0], 4))
     expected = [alone(replaced(config, seed), data, 1) for seed in SEEDS[:2]]
     np.testing.assert_allclose(ahead["loss"], expected[0][4:8], rtol=1e-5)
     np.testing.assert_allclose(behind["loss"], expected[1][:4], rtol=1e-5)
