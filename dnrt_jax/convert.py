@@ -9,7 +9,7 @@ Names map by rule: the submodule `blocks_0` is `blocks.0` in torch, a `kernel` i
 
 SRC is a .safetensors file, a torch checkpoint, the folder of a run, or hf:OWNER/NAME[@REVISION],
 weights of the Hugging Face hub. `dnrt_jax.predict` reads OUT and the config.json written next to
-it; see dnrt_jax/runtime/weight_files.py.
+it; see dnrt_jax/runtime/weight_files.py. SRC and OUT may be in a bucket, as gs://BUCKET/PATH.
 """
 
 from dnrt_jax.runtime import train_extra  # noqa: F401
@@ -35,9 +35,10 @@ from flax import traverse_util
 
 from dnrt_jax import models
 from dnrt_jax.data.decode import eval_side
-from dnrt_jax.runtime import hub, model_card, weight_files
+from dnrt_jax.runtime import hub, model_card, storage, weight_files
 from dnrt_jax.runtime.errors import WeightsError
 from dnrt_jax.runtime.process import Parser, user_errors
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.weight_files import Description, StateDict
 
 FlaxPath = tuple[str, ...]
@@ -207,7 +208,9 @@ def to_torch(variables: Mapping) -> StateDict:
     }
 
 
-def load(source: Path | str, checkpoint: str = "latest") -> tuple[StateDict, Description | None]:
+def load(
+    source: "str | AnyPath", checkpoint: str = "latest"
+) -> tuple[StateDict, Description | None]:
     """Loads weights and, if known, their description.
 
     Args:
@@ -217,8 +220,8 @@ def load(source: Path | str, checkpoint: str = "latest") -> tuple[StateDict, Des
     Raises:
       UserError: if the weights or the run cannot be read.
     """
-    source = hub.fetch(str(source)) if hub.is_name(source) else Path(source)
-    if not source.is_dir():
+    source = hub.fetch(str(source)) if hub.is_name(source) else storage.path(source)
+    if not storage.is_dir(source):
         return weight_files.read(source), weight_files.read_description(source)
 
     from dnrt_jax.config import model_kwargs
@@ -286,8 +289,9 @@ def _push(args: argparse.Namespace, state_dict: StateDict, description: Descript
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / hub.WEIGHTS
         weight_files.write(weights, state_dict, description)
-        run = args.source if Path(args.source).is_dir() else None
-        card = model_card.text(args.push, description, run and Path(run), args.checkpoint)
+        run = None if hub.is_name(args.source) else storage.path(args.source)
+        run = run if run and storage.is_dir(run) else None
+        card = model_card.text(args.push, description, run, args.checkpoint)
         weights.with_name("README.md").write_text(card)
         return hub.push(args.push, Path(folder))
 
@@ -338,7 +342,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
         "source", metavar="SRC", help="a .safetensors or .pth file, a run, or hf:OWNER/NAME"
     )
     parser.add_argument(
-        "out", metavar="OUT", type=Path, nargs="?", help="DIR/NAME.safetensors or .stablehlo"
+        "out",
+        metavar="OUT",
+        type=storage.path,
+        nargs="?",
+        help="DIR/NAME.safetensors or .stablehlo",
     )
     parser.add_argument(
         "--format",

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +18,6 @@ from jax.sharding import Mesh
 from dnrt_jax import convert, models, tasks
 from dnrt_jax.config import Config, duration, flatten, model_kwargs, replaced, varied_fields
 from dnrt_jax.models.formulation import Formulation
-from dnrt_jax.runtime import hub
 from dnrt_jax.runtime.errors import ConfigError, UserError
 from dnrt_jax.runtime.sharding import make_mesh, replicated, split, state_shardings
 from dnrt_jax.runtime.weight_files import Description
@@ -205,8 +203,7 @@ def initial_state(experiment: Experiment) -> TrainState:
         return fresh
     channels = experiment.task.example.shape[-1]
     try:
-        path = source if hub.is_name(source) else Path(source).expanduser()
-        state_dict, known = convert.load(path)
+        state_dict, known = convert.load(source)
         variables = convert.fit(state_dict, experiment.model, channels)
     except UserError as error:
         raise ConfigError(f"config.init_from: {error}") from None

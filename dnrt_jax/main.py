@@ -48,7 +48,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m dnrt_jax.main", description=__doc__)
     parser.add_argument("--config", help="config file: configs/NAME.py, or FILE.py:ARGUMENT")
     parser.add_argument(
-        "--workdir", help="folder of the run; default: runs/NAME for configs/NAME.py"
+        "--workdir",
+        metavar="DIR",
+        help="folder of the run, or gs://BUCKET/PATH; default: runs/NAME for configs/NAME.py",
     )
     parser.add_argument(
         "--seeds",
@@ -152,6 +154,7 @@ def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
     """The config of the command line, or that of the run's folder, with the overrides."""
     from dnrt_jax.config import validate
     from dnrt_jax.config_file import load, override
+    from dnrt_jax.runtime import storage
     from dnrt_jax.runtime.set_folder import read_members
     from dnrt_jax.runtime.workdir import read_config
 
@@ -159,12 +162,12 @@ def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
         config = load(args.config, overrides)
     elif not args.workdir:
         raise ConfigError("give --config=configs/NAME.py, as configs/digits.py")
-    elif not Path(args.workdir).expanduser().is_dir():
+    elif not storage.is_dir(storage.path(args.workdir)):
         raise WorkdirError(
             f"--workdir={args.workdir}: no such folder; to start a run give --config"
         )
     else:
-        folder = Path(args.workdir).expanduser()
+        folder = storage.path(args.workdir)
         if command := read_members(folder):
             if not (args.seeds or args.sweep):
                 args.seeds, args.sweep = command["seeds"], command["sweep"]
@@ -174,8 +177,10 @@ def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
     return config
 
 
-def _path(args: argparse.Namespace) -> Path:
-    return Path(args.workdir or Path("runs") / Path(args.config.partition(":")[0]).stem)
+def _path(args: argparse.Namespace) -> Any:
+    from dnrt_jax.runtime import storage
+
+    return storage.path(args.workdir or Path("runs") / Path(args.config.partition(":")[0]).stem)
 
 
 def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
@@ -249,7 +254,7 @@ def _train(
                 for name, experiment in experiments.items()
             ]
             folder.start()
-            ended = train.fit(runs, stop, folder, Profile(folder.path / "profile", profile))
+            ended = train.fit(runs, stop, folder, Profile(folder.local / "profile", profile))
         except jax.errors.JaxRuntimeError:
             multihost.await_word(config.parallel.heartbeat_seconds)
             raise

@@ -28,7 +28,7 @@ import numpy as np
 
 from dnrt_jax import convert, inference, stablehlo
 from dnrt_jax.data import decode
-from dnrt_jax.runtime import weight_files
+from dnrt_jax.runtime import storage, weight_files
 from dnrt_jax.runtime.errors import WeightsError, WorkdirError
 from dnrt_jax.runtime.process import Parser, keep_programs, user_errors
 from dnrt_jax.runtime.weight_files import Description
@@ -119,11 +119,11 @@ def expand(arguments: Iterable[str]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parse(argv)
     logging.basicConfig(format="%(message)s")
     keep_programs()
     with user_errors():
-        if args.workdir and not args.workdir.is_dir():
+        args = _parse(argv)
+        if args.workdir and not storage.is_dir(args.workdir):
             raise WorkdirError(f"--workdir={args.workdir}: no such folder")
         classifier, status = _load(args), 0
         for result in classifier.predict(expand(args.images), args.batch_size):
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(args: argparse.Namespace) -> Classifier:
     if args.weights and args.weights.endswith(stablehlo.SUFFIX):
-        path = Path(args.weights)
+        path = storage.path(args.weights)
         run, description = stablehlo.read(path), weight_files.read_description(path)
         return Classifier(run, _known(description, path))
     source = args.workdir or args.weights
@@ -151,7 +151,7 @@ def _load(args: argparse.Namespace) -> Classifier:
     return Classifier(partial(jax.jit(function), variables), description)
 
 
-def _known(description: Description | None, source: Path | str) -> Description:
+def _known(description: Description | None, source: Any) -> Description:
     if description is None:
         raise WeightsError(
             f"{source}: no config.json beside it that says what it is; make both with "
@@ -166,7 +166,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Prints the five most probable classes of each image.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="DIR", help="of a run")
+    source.add_argument(
+        "--workdir", type=storage.path, metavar="DIR", help="of a run; may be gs://BUCKET/PATH"
+    )
     source.add_argument(
         "--weights", metavar="FILE", help="made by dnrt_jax.convert, or hf:OWNER/NAME"
     )

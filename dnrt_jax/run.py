@@ -118,6 +118,7 @@ class Run:
         where something is due, so that the devices need not wait in between."""
         self._steps.append((values, self.step))
         self.step += count
+        self.workdir.check()
         if any(self.calendar.due(self.step)):
             self._look()
         self._speed.add(count * self.experiment.task.batch_size, time.monotonic() - start)
@@ -165,9 +166,10 @@ class Run:
 
     def summarize(self) -> None:
         """Writes the summary and the curves of a run that is at its end."""
+        self.workdir.writer.wait()
         records = self.workdir.records()
         if multihost.is_main():
-            curves.draw(records, self.workdir.path / "curves.png")
+            curves.draw(records, self.workdir.local / "curves.png")
         summary = {
             "step": self.step,
             "params": sum(x.size for x in jax.tree.leaves(self.experiment.shapes.params)),
@@ -229,8 +231,9 @@ def _save(
             f"step {step}: a parameter or class mean is not finite; no checkpoint was saved"
         )
     extra = {"window": window.values, "skipped": window.skipped}
-    checkpoint.save(workdir.checkpoints, state, step, config=to_json(config), extra=extra)
-    checkpoint.keep(workdir.checkpoints, config.train.keep, step, best_step)
+    workdir.writer.save(
+        state, step, config=to_json(config), extra=extra, newest=config.train.keep, best=best_step
+    )
 
 
 def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | None]:

@@ -9,21 +9,21 @@ the preprocessing and the weights are in it. `dnrt_jax.predict` runs it, and so 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-from dnrt_jax.runtime import weight_files
+from dnrt_jax.runtime import storage, weight_files
 from dnrt_jax.runtime.errors import WeightsError
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.weight_files import Description
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(path: Path, run: Callable[[jax.Array], jax.Array], description: Description) -> None:
+def write(path: AnyPath, run: Callable[[jax.Array], jax.Array], description: Description) -> None:
     """Writes a function from images to probabilities, for any batch size and all `PLATFORMS`.
 
     Raises:
@@ -38,17 +38,18 @@ def write(path: Path, run: Callable[[jax.Array], jax.Array], description: Descri
     weight_files.write_bytes(path, bytes(content), description)
 
 
-def read(path: Path) -> Callable[[jax.Array], jax.Array]:
+def read(path: AnyPath) -> Callable[[jax.Array], jax.Array]:
     """Reads a program that `write` has made, as a function from images to probabilities.
 
     Raises:
       WeightsError: if the file cannot be read.
     """
-    if not path.is_file():
+    if not storage.is_file(path):
         raise WeightsError(f"{path}: no such file")
+    content = storage.read(path)
     try:
         with _one_line_if_missing(path):
-            return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+            return jax.jit(export.deserialize(bytearray(content)).call)
     except WeightsError:
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -57,7 +58,7 @@ def read(path: Path) -> Callable[[jax.Array], jax.Array]:
 
 
 @contextmanager
-def _one_line_if_missing(path: Path) -> Iterator[None]:
+def _one_line_if_missing(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except ImportError:  # flatbuffers

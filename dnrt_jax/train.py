@@ -17,6 +17,7 @@ from dnrt_jax.runtime.errors import NonFiniteError
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.progress import Progress
 from dnrt_jax.runtime.set_folder import SetFolder
+from dnrt_jax.runtime.workdir import CLOSING_SECONDS
 from dnrt_jax.training.members import Alone, Together, Trainer, check_memory
 
 
@@ -82,6 +83,8 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
     profile.close()
     for group in groups if stopping else ():
         group.save()
+    for run in runs if stopping else ():
+        run.workdir.writer.wait(CLOSING_SECONDS)
     progress.close()
     for run in runs:
         if run.is_finished:

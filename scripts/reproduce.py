@@ -31,8 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for a clone that is not installed
 
 from dnrt_jax.data.datasets import data_dir
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.process import split_overrides, user_errors
+from dnrt_jax.runtime.storage import AnyPath
 from scripts import study
 
 PAPER: dict[str, Any] = json.loads((ROOT / "results" / "paper" / "tables.json").read_text())
@@ -144,7 +146,7 @@ def _table5() -> Iterator[Row]:
 class Run(NamedTuple):
     row: Row
     seed: int
-    workdir: Path
+    workdir: AnyPath
     fields: dict[str, Any]
 
     @property
@@ -159,17 +161,24 @@ class Run(NamedTuple):
         seeds = ",".join(str(run.seed) for run in (self, *others))
         return [*self._program(self.workdir.parent), f"--seeds={seeds}"]
 
-    def _program(self, workdir: Path) -> list[str]:
+    def _program(self, workdir: AnyPath) -> list[str]:
         flags = [f"--config.{name}={value}" for name, value in self.fields.items()]
         program = [sys.executable, "-m", "dnrt_jax.main", f"--config={self.row.config}"]
         return [*program, f"--workdir={workdir}", *flags]
 
+    @property
+    def log(self) -> Path:
+        """What the run prints: beside its folder; if that is in a bucket, runs/BUCKET/PATH.log."""
+        folder = self.workdir
+        beside = folder if isinstance(folder, Path) else Path("runs", *folder.parts[2:])
+        return beside.with_suffix(".log")
+
     def result(self) -> dict[str, Any] | None:
         """The summary {"step", "best", "last"} of a finished run; else None."""
-        path = self.workdir / "summary.json"
-        if not path.exists():
+        try:
+            summary = json.loads(storage.read(self.workdir / "summary.json"))
+        except FileNotFoundError:
             return None
-        summary = json.loads(path.read_text())
         last = summary["last"]
         metric = "test/auc" if "test/auc" in last else "test/acc"
         values = {which: 100 * summary[which][metric] for which in ("best", "last")}
@@ -228,7 +237,7 @@ def _shortened(row: Row, fields: dict[str, Any], epochs: int) -> dict[str, Any]:
 def sets_of(runs: Sequence[Run]) -> list[list[Run]]:
     """The seeds of each row, which train by one command; of streamed images each by itself, as each
     decodes its own."""
-    found: dict[Path, list[Run]] = {}
+    found: dict[AnyPath, list[Run]] = {}
     for run in runs:
         is_streamed = run.row.dataset.startswith("imagenet")
         found.setdefault(run.workdir if is_streamed else run.workdir.parent, []).append(run)
@@ -243,15 +252,17 @@ def train(runs: Sequence[Run], save) -> list[str]:
       KeyboardInterrupt: after the current runs have saved a checkpoint.
     """
     failed, sets = [], sets_of(runs)
-    environment = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
+    data = data_dir("")
+    data = data.absolute() if isinstance(data, Path) else data
+    environment = os.environ | {"DATA_DIR": str(data)}
     for i, seeds in enumerate(sets):
         if all(run.result() for run in seeds):
             continue
         run, *others = seeds
         name = " ".join([run.name, *(str(other.seed) for other in others)])
         print(f"[{i + 1}/{len(sets)}] {name}", file=sys.stderr, flush=True)
-        run.workdir.parent.mkdir(parents=True, exist_ok=True)
-        log = run.workdir.parent / (f"seed{run.seed}.log" if not others else "seeds.log")
+        log = run.log.with_name("seeds.log") if others else run.log
+        log.parent.mkdir(parents=True, exist_ok=True)
         command = run.command_with(others) if others else run.command()
         with log.open("a") as file:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -375,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, help="of every run, instead: does every row run here?")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--runs", default="runs/reproduce", help="may be gs://BUCKET/PATH")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--dry_run", action="store_true", help="the plan, with an estimate of time")
     with user_errors():
@@ -383,7 +394,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         if args.table == "table4":
             return subprocess.call([sys.executable, "-m", "dnrt_jax.benchmark", "table4"], cwd=ROOT)
-        args.runs = args.runs.resolve()
+        args.runs = storage.path(args.runs)
+        if isinstance(args.runs, Path):
+            args.runs = args.runs.resolve()
         runs = plan(args, overrides)
         if args.dry_run:
             return _show_plan(runs)

@@ -101,7 +101,7 @@ class Study:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = workdir.with_name(f"{workdir.name}.log")
         options: dict[str, Any] = {"cwd": ROOT, "start_new_session": True}  # Ctrl-C is for `stop`
-        options["env"] = os.environ | {"DATA_DIR": str(data_dir("").absolute())}
+        options["env"] = os.environ | {"DATA_DIR": str(_data_dir().absolute())}
         with log.open("a") as file:
             with self._lock:
                 if self._stopped:
@@ -176,6 +176,15 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def _data_dir() -> Path:
+    """The folder of the data sets, into which the study writes one of its own."""
+    if isinstance(folder := data_dir(""), Path):
+        return folder
+    raise DataNotFoundError(
+        f"DATA_DIR={folder}: the study makes its data there; give a local folder"
+    )
+
+
 def make_data(folder: Path) -> None:
     """Writes cifar10-jpeg-20k.tar: 2,000 training images per class, and the whole test split.
 
@@ -221,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, figure in figures(read(args.results)).items():
                 figure.savefig(args.figures / f"{name}.png", dpi=110)
             return 0
-        make_data(data_dir(""))
+        make_data(_data_dir())
     return _train_all(study, args.jobs)
 
 

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
+
+from dnrt_jax.runtime import storage
+from dnrt_jax.runtime.workdir import read_records
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -60,20 +64,18 @@ def run(*args, **kwargs):
 
 def content(workdir):
     """Arrays of the last checkpoint, and records without their timings."""
-    (last,) = sorted(Path(workdir, "checkpoints").glob("44/manifest.json"))
-    manifest = json.loads(last.read_text())
-    records = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    folder = storage.path(workdir)
+    last = folder / "checkpoints" / "44"
+    manifest = json.loads(storage.read(last / "manifest.json"))
+    records = read_records(folder)
     for record in records:
         for name in ("images_per_sec", "utilization", "peak_gb"):
             record.pop(f"train/{name}", None)
-    return load_arrays(last.parent), manifest["tree"], records
+    return load_arrays(last), manifest["tree"], records
 
 
 def load_arrays(step):
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        return {k: np.asarray(v) for k, v in checkpointer.restore(step / "arrays").items()}
+    return safetensors.numpy.load(storage.read(step / "arrays.safetensors"))
 
 
 def assert_same_run(a, b):

@@ -129,6 +129,7 @@ def test_the_wheel_needs_jax_and_flax_alone_unless_an_extra_is_asked_for(wheel):
         "hub",
         "export",
         "docs",
+        "gcs",
         "test",
         "torch",
         "tpu",

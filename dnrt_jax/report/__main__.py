@@ -6,6 +6,7 @@ deviation, confusions are sums, and responses are those of the first seed.
 Writes a self-contained report.html, and each figure as PNG and SVG: figure 3 (curves; with
 --paper=results/paper/fig3.json also those of the paper), figure 2 (violin plots of responses),
 accuracy per class, confusion matrices, spread of responses within and between classes, RAA shifts.
+A RUN and the folder --out may be in a bucket, gs://BUCKET/PATH.
 """
 
 from dnrt_jax.runtime import train_extra  # noqa: F401
@@ -25,8 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.process import Parser, keep_memory, keep_programs, user_errors
+from dnrt_jax.runtime.storage import AnyPath
 
 ABOUT = {  # figure: (title, explanation)
     "curves": (
@@ -76,20 +79,26 @@ img { max-width: 100%; height: auto } p { max-width: 48em; color: #444 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parse(argv)
     keep_memory()
     with user_errors():
+        args = _parse(argv)
         page, figures = build(args.runs, args.count, args.paper)
-        args.out.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(args.out)
         for name, figure in figures.items():
-            figure.savefig(args.out / f"{name}.png", dpi=110)
-            figure.savefig(args.out / f"{name}.svg")
-        (args.out / "report.html").write_text(page)
+            for kind in ("png", "svg"):
+                storage.write(args.out / f"{name}.{kind}", _drawn(figure, kind))
+        storage.write(args.out / "report.html", page.encode())
     print(args.out / "report.html")
     return 0
 
 
-def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str, dict[str, Any]]:
+def _drawn(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110)
+    return buffer.getvalue()
+
+
+def build(folders: Sequence[AnyPath], count: int, paper: Path | None) -> tuple[str, dict[str, Any]]:
     """Builds (HTML page, figures by name) for finished or running runs.
 
     Raises:
@@ -123,7 +132,7 @@ def build(folders: Sequence[Path], count: int, paper: Path | None) -> tuple[str,
     confusions: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
     for name, one in entries.items():
         classes = runs[name].class_names or ()
-        tables = [json.loads((run / "confusion.json").read_text()) for run in one.runs]
+        tables = [json.loads(storage.read(run / "confusion.json")) for run in one.runs]
         table = np.sum(tables, axis=0)
         confusions.setdefault(classes, {})[name] = table
     for i, (classes, tables) in enumerate(confusions.items()):  # one figure per set of classes
@@ -142,11 +151,11 @@ class Shown(NamedTuple):
     records: the folder with its records, or with their means. runs: the folders of the runs.
     """
 
-    records: Path
-    runs: list[Path]
+    records: "AnyPath"
+    runs: "list[AnyPath]"
 
 
-def _members(folder: Path) -> list[Shown]:
+def _members(folder: AnyPath) -> list[Shown]:
     from dnrt_jax.runtime.set_folder import read_members
 
     if (about := read_members(folder)) is None:
@@ -156,13 +165,13 @@ def _members(folder: Path) -> list[Shown]:
     return [Shown(x[0] if len(x) == 1 else folder / setting, x) for setting, x in runs.items()]
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _names(folders: Sequence[AnyPath]) -> list[str]:
     """Short unique names: the paths without their common prefix.
 
     Raises:
       WorkdirError: if a run is given twice.
     """
-    paths = [folder.resolve() for folder in folders]
+    paths = [p.resolve() if isinstance(p, Path) else Path(*p.parts) for p in folders]
     if len(set(paths)) < len(paths):
         raise WorkdirError("a run is named twice")
     common = Path(os.path.commonpath([path.parent for path in paths]))
@@ -203,9 +212,7 @@ def _page(table: str, drawn: dict[str, Any]) -> str:
     parts = []
     for name, figure in drawn.items():
         title, about = ABOUT[name.rstrip("_0123456789")]
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        source = base64.b64encode(buffer.getvalue()).decode()
+        source = base64.b64encode(_drawn(figure, "png")).decode()
         parts.append(
             f"<h2>{title}</h2><p>{html.escape(about)}</p>"
             f'<img alt="{title}" src="data:image/png;base64,{source}">'
@@ -219,8 +226,8 @@ def _page(table: str, drawn: dict[str, Any]) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m dnrt_jax.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+    parser.add_argument("runs", nargs="+", type=storage.path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=storage.path, default=Path("report"), help="default: report")
     parser.add_argument("--paper", type=Path, help="curves of the paper's figure 3, a JSON file")
     parser.add_argument("--count", type=int, default=1000, help="test images; default: 1000")
     args = parser.parse_args(argv)

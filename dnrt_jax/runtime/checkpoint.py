@@ -1,31 +1,34 @@
-"""Verified checkpoints: Orbax writes the arrays, a manifest holds their checksums.
+"""Verified checkpoints, on a disk or in a bucket, written by the first process of a run.
 
-    checkpoints/STEP/arrays/...      Orbax, written by all processes
-    checkpoints/STEP/manifest.json   written last, atomically: SHA-256 of every file, the tree,
-                                     the config, versions and the state of the training loop
+    checkpoints/STEP/arrays.safetensors   all arrays, by path: params/head/kernel
+    checkpoints/STEP/manifest.json        written last, as a whole: checksums of the arrays, their
+                                          shapes, the config, versions, state of the training loop
 
-Orbax does not detect corrupted files or fall back to an older step. Here, a step without a valid
-manifest is ignored, and files are restored only if they match it exactly.
+A step without a valid manifest is ignored, and arrays are restored only if they match it exactly.
+The manifest holds the SHA-256 of what was to be written; in a bucket also the CRC32C that the store
+computes of what it has, so that a checkpoint is verified without reading it back.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+import numpy as np
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
 
 import dnrt_jax
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import CheckpointError
+from dnrt_jax.runtime.storage import AnyPath
 
-ARRAYS, MANIFEST = "arrays", "manifest.json"
+ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+
+Arrays = dict[str, np.ndarray]  # by path in the tree, in its order
 
 
 class Restored(NamedTuple):
@@ -35,78 +38,100 @@ class Restored(NamedTuple):
     config: str
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder: AnyPath) -> list[int]:
     """The steps that have a manifest, in increasing order; not verified."""
-    return sorted(int(path.parent.name) for path in folder.glob(f"*/{MANIFEST}"))
+    found = (name.split("/") for name in storage.files(folder))
+    return sorted(int(parts[0]) for parts in found if parts[1:] == [MANIFEST])
 
 
-def save(folder: Path, state: Any, step: int, *, config: str, extra: dict[str, Any]) -> None:
-    """Writes and verifies the checkpoint of `step`. All processes must call it together.
+def to_host(state: Any) -> Arrays:
+    """A copy of all arrays; empty in processes other than the first. All must call it together."""
+    arrays = {}
+    for name, x in _flatten(state).items():
+        if not (x.is_fully_addressable or x.is_fully_replicated):
+            x = _gather(NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
+        if jax.process_index() == 0:
+            x = x if x.is_fully_addressable else x.addressable_data(0)
+            arrays[name] = np.array(x, order="C")  # a copy: np.asarray may be the buffer itself
+    return arrays
+
+
+def _gather(whole: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=whole)
+
+
+def save(folder: AnyPath, state: Any, step: int, *, config: str, extra: dict[str, Any]) -> None:
+    """Saves and verifies the checkpoint of `step`. All processes must call it together.
+
+    Raises: as `write`.
+    """
+    arrays = to_host(state)
+    if jax.process_index() == 0:
+        write(folder, arrays, step, config=config, extra=extra)
+
+
+def write(
+    folder: AnyPath,
+    arrays: Arrays,
+    step: int,
+    *,
+    config: str,
+    extra: dict[str, Any],
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes and verifies the checkpoint of `step`; `before` is called before its manifest.
 
     Raises:
-      CheckpointError: if the files on disk differ from what was written, as on a full disk.
-      OSError: errors of the file system.
+      CheckpointError: if what is stored differs from what was written.
+      OSError: errors of the file system or the bucket.
     """
     target = folder / str(step)
-    arrays = _flatten(state)
-    if jax.process_index() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # remains of an interrupted save
-        target.mkdir(parents=True)
-    _barrier("made")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((target / ARRAYS).absolute(), arrays)
-    except (OSError, ValueError) as error:  # raised by Orbax on a full disk, among others
-        raise CheckpointError(f"{target} could not be written: {error}") from error
-    _barrier("written")
-    if jax.process_index() == 0:
-        manifest = {
-            "step": step,
-            "tree": _describe(arrays),
-            "files": _checksums(target / ARRAYS),
-            "config": config,
-            "extra": extra,
-            "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
-            | {"dnrt_jax": dnrt_jax.__version__},
-        }
-        manifest["sha256"] = _digest(manifest)
-        write_atomically(target / MANIFEST, json.dumps(manifest, indent=1))
-        verify(folder, step)
-    _barrier("verified")
+    storage.remove(target)  # remains of an interrupted save
+    storage.make_folder(target)
+    data = _to_bytes(arrays)
+    storage.write(target / ARRAYS, data)
+    manifest = {
+        "step": step,
+        "tree": _describe(arrays),
+        "files": {ARRAYS: storage.sha256(data)},
+        "config": config,
+        "extra": extra,
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
+        | {"dnrt_jax": dnrt_jax.__version__},
+    }
+    if storage.is_remote(folder):
+        manifest["crc32c"] = storage.crc32c(target)
+    manifest["sha256"] = _digest(manifest)
+    before()
+    storage.write(target / MANIFEST, json.dumps(manifest, indent=1).encode())
+    verify(folder, step)
 
 
-def verify(folder: Path, step: int) -> dict[str, Any]:
-    """Verifies the checksums of all files of `step` and returns the manifest.
+def verify(folder: AnyPath, step: int) -> dict[str, Any]:
+    """Verifies all files of `step` and returns the manifest.
+
+    In a bucket, compares the checksums that the store has of the files; elsewhere reads them.
 
     Raises:
       CheckpointError: naming the files that are damaged, missing or unexpected.
     """
-    path = folder / str(step) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        valid = manifest.pop("sha256") == _digest(manifest)
-    except FileNotFoundError:
-        known = ", ".join(map(str, steps(folder))) or "none"
-        raise CheckpointError(
-            f"{folder}: no checkpoint of step {step}; there are: {known}"
-        ) from None
-    except (ValueError, KeyError, AttributeError):
-        valid, manifest = False, {}
-    if not valid:
-        raise CheckpointError(f"checkpoint of step {step} is damaged: {path}")
-    seen, wanted = _checksums(path.parent / ARRAYS), manifest["files"]
-    bad = sorted(name for name in seen.keys() | wanted if seen.get(name) != wanted.get(name))
-    if bad:
-        raise CheckpointError(f"checkpoint of step {step} is damaged: {', '.join(bad)}")
+    manifest, place = _manifest(folder, step), folder / str(step)
+    if storage.is_remote(folder) and "crc32c" in manifest:
+        seen, wanted = storage.crc32c(place), manifest["crc32c"]
+    else:
+        seen = {name: storage.sha256(storage.read(place / name)) for name in storage.files(place)}
+        wanted = manifest["files"]
+    seen.pop(MANIFEST, None)
+    _compare(seen, wanted, place)
     return manifest
 
 
-def restore(folder: Path, target: Any, step: int | None = None) -> Restored | None:
+def restore(folder: AnyPath, target: Any, step: int | None = None) -> Restored | None:
     """Restores `step`, or the newest intact checkpoint; None if there is no checkpoint.
 
     Args:
       target: a tree of arrays or jax.ShapeDtypeStruct with shardings, to be matched; None to get a
-        flat dict of all arrays by path, as "params/head/kernel", on the first device.
+        flat dict of numpy arrays by path, as "params/head/kernel".
 
     Raises:
       CheckpointError: if `step` is given and damaged, if all checkpoints are damaged, or if the
@@ -115,17 +140,19 @@ def restore(folder: Path, target: Any, step: int | None = None) -> Restored | No
     candidates = [step] if step is not None else steps(folder)[::-1]
     for candidate in candidates:
         try:
-            manifest = verify(folder, candidate)
+            manifest = _manifest(folder, candidate)
+            arrays = _arrays(folder / str(candidate), manifest)
         except CheckpointError as error:
             if candidate == candidates[-1]:
                 raise
             logging.warning("%s; falling back to an older one", error)
             continue
-        return _load(folder / str(candidate), target, manifest)
+        state = arrays if target is None else _placed(arrays, target, folder / str(candidate))
+        return Restored(state, manifest["step"], manifest["extra"], manifest["config"])
     return None
 
 
-def newest_config(folder: Path) -> str | None:
+def newest_config(folder: AnyPath) -> str | None:
     """The config of the newest intact checkpoint; None if there is no checkpoint.
 
     Raises:
@@ -140,9 +167,63 @@ def newest_config(folder: Path) -> str | None:
     return None
 
 
-def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
-    target = _as_saved(manifest["tree"]) if target is None else target
-    wanted, saved = _describe(_flatten(target)), manifest["tree"]
+def keep(folder: AnyPath, newest: int, step: int, also: int | None = None) -> None:
+    """Deletes all checkpoints but the `newest` last ones up to `step` and that of step `also`.
+
+    Also deletes incomplete saves and checkpoints newer than `step`, the one just saved: they are
+    damaged, or the run would have resumed from them.
+    """
+    known = [known for known in steps(folder) if known <= step]
+    kept = {str(kept) for kept in [*known[-newest:], also]}
+    for name in {name.split("/")[0] for name in storage.files(folder)} - kept:
+        # The manifest first: an interrupted deletion then leaves an incomplete save.
+        storage.remove(folder / name / MANIFEST)
+        storage.remove(folder / name)
+
+
+def _manifest(folder: AnyPath, step: int) -> dict[str, Any]:
+    path = folder / str(step) / MANIFEST
+    try:
+        manifest = json.loads(storage.read(path))
+        valid = manifest.pop("sha256") == _digest(manifest)
+    except FileNotFoundError:
+        known = ", ".join(map(str, steps(folder))) or "none"
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step}; there are: {known}"
+        ) from None
+    except (ValueError, KeyError, AttributeError):
+        valid, manifest = False, {}
+    if not valid:
+        raise CheckpointError(f"checkpoint of step {step} is damaged: {path}")
+    if ARRAYS not in manifest["files"]:
+        raise CheckpointError(
+            f"{path.parent}: a checkpoint of dnrt_jax {manifest['versions']['dnrt_jax']}, which "
+            f"kept its arrays in other files; go on with that version"
+        )
+    return manifest
+
+
+def _arrays(place: AnyPath, manifest: dict[str, Any]) -> Arrays:
+    """The arrays of a checkpoint, verified."""
+    try:
+        data = storage.read(place / ARRAYS)
+    except FileNotFoundError:
+        data = b""
+    _compare({ARRAYS: storage.sha256(data)}, manifest["files"], place)
+    return _from_bytes(data, manifest["tree"])
+
+
+def _compare(seen: dict[str, str], wanted: dict[str, str], place: AnyPath) -> None:
+    bad = sorted(name for name in seen.keys() | wanted if seen.get(name) != wanted.get(name))
+    if bad:
+        raise CheckpointError(
+            f"checkpoint of step {place.name} is damaged: {', '.join(bad)} in {place}"
+        )
+
+
+def _placed(arrays: Arrays, target: Any, place: AnyPath) -> Any:
+    """The tree `target` with the values of `arrays`."""
+    wanted, saved = _describe(_flatten(target)), _describe(arrays)
     differences = [
         f"{name}: {saved.get(name, 'absent')}, the run has {wanted.get(name, 'nothing')}"
         for name in sorted(saved.keys() | wanted)
@@ -150,39 +231,12 @@ def _load(path: Path, target: Any, manifest: dict[str, Any]) -> Restored:
     ]
     if differences:
         shown = "; ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
-        raise CheckpointError(f"{path}: {len(differences)} arrays differ: {shown}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore((path / ARRAYS).absolute(), _flatten(target))
-    leaves = [arrays[name] for name in _flatten(target)]  # Orbax changes the order
-    state = jax.tree.unflatten(jax.tree.structure(target), leaves)
-    return Restored(state, manifest["step"], manifest["extra"], manifest["config"])
-
-
-def keep(folder: Path, newest: int, step: int, also: int | None = None) -> None:
-    """Deletes all checkpoints but the `newest` last ones up to `step` and that of step `also`.
-
-    Also deletes incomplete saves and checkpoints newer than `step`, the one just saved: they are
-    damaged, or the run would have resumed from them.
-    """
-    if jax.process_index() == 0 and folder.exists():
-        known = [known for known in steps(folder) if known <= step]
-        kept = {str(kept) for kept in [*known[-newest:], also]}
-        for path in folder.iterdir():
-            if path.name not in kept:
-                # The manifest first: an interrupted deletion then leaves an incomplete save.
-                (path / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
-    _barrier("swept")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file `path` atomically: it holds either the old or the new text at any time."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+        raise CheckpointError(f"{place}: {len(differences)} arrays differ: {shown}")
+    leaves = [
+        jax.make_array_from_callback(like.shape, like.sharding, arrays[name].__getitem__)
+        for name, like in _flatten(target).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -196,30 +250,16 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
-def _as_saved(tree: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The inverse of `_describe`: a tree of jax.ShapeDtypeStruct."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    parts = {name: text.partition("[") for name, text in tree.items()}
-    return {
-        name: jax.ShapeDtypeStruct(tuple(json.loads(f"[{dims}")), jnp.dtype(dtype), sharding=device)
-        for name, (dtype, _, dims) in parts.items()
-    }
+def _to_bytes(arrays: Arrays) -> bytes:
+    # safetensors does not know the dtypes of ml_dtypes, as bfloat16: integers of their size then.
+    known = {n: x.view(f"u{x.itemsize}") if x.dtype.kind == "V" else x for n, x in arrays.items()}
+    return safetensors.numpy.save(known)
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder.parent)): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _from_bytes(data: bytes, tree: dict[str, str]) -> Arrays:
+    stored = safetensors.numpy.load(data)
+    return {name: stored[name].view(text.partition("[")[0]) for name, text in tree.items()}
 
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoint {name}")

@@ -44,6 +44,10 @@ class WorkdirError(UserError, RuntimeError):
     """A run folder that cannot be used."""
 
 
+class StorageError(UserError, OSError):
+    """A bucket that cannot be reached, read or written."""
+
+
 class NonFiniteError(UserError, RuntimeError):
     """A loss, gradient or logit that is NaN or infinite."""
 

@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 TIMEOUT = 5  # seconds
 
 
-def is_name(source: str | Path) -> bool:
+def is_name(source: object) -> bool:
     """Whether `source` is the name of a repository of the hub, not a path."""
     return str(source).startswith(PREFIX)
 

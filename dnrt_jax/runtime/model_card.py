@@ -1,9 +1,9 @@
 """The README.md of a repository of weights: how to use them, results, config, citation."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.weight_files import Description
 
 METRICS = {"acc": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}  # the hub's
@@ -43,7 +43,7 @@ pixels in 0 .. 1 are normalised with mean {mean} and standard deviation {std}.
 """
 
 
-def text(name: str, description: Description, run: Path | None, checkpoint: str) -> str:
+def text(name: str, description: Description, run: "AnyPath | None", checkpoint: str) -> str:
     """The card of the weights `name`, hf:USER/NAME.
 
     Args:
@@ -89,7 +89,7 @@ def _tests(record: dict[str, Any]) -> list[str]:
     return [k for k, v in record.items() if k.startswith("test/") and isinstance(v, float)]
 
 
-def _evaluated(run: Path, checkpoint: str) -> dict[str, Any] | None:
+def _evaluated(run: AnyPath, checkpoint: str) -> dict[str, Any] | None:
     """The last record of an evaluation, at the step of the checkpoint if that is not the latest."""
     from dnrt_jax.runtime.workdir import find_step, read_records
 

@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dnrt_jax.runtime import checkpoint
+from dnrt_jax.runtime import checkpoint, storage
 from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.progress import Line
 from dnrt_jax.runtime.statistics import describe_records
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.workdir import Workdir, read_json
 
 MEMBERS = "members.json"
@@ -32,7 +33,7 @@ class SetFolder:
       WorkdirError: as `Workdir`, or if the folder holds what is not meant.
     """
 
-    def __init__(self, path: Path, settings: Settings, *, is_main: bool = True):
+    def __init__(self, path: AnyPath, settings: Settings, *, is_main: bool = True):
         self._settings = settings
         self._setting = {name: setting for setting, names in settings.items() for name in names}
         self._stopped: set[str] = set()
@@ -43,7 +44,7 @@ class SetFolder:
         self._folders: list[Workdir] = []
         with ExitStack() as opened, ExitStack() as removed:
 
-            def folder_at(place: Path) -> Workdir:
+            def folder_at(place: AnyPath) -> Workdir:
                 folder = opened.enter_context(Workdir(place, is_main=is_main))
                 removed.enter_context(folder.removed_on_error())
                 self._folders.append(folder)
@@ -133,8 +134,13 @@ class SetFolder:
         return self._folders[0].read_json("summary.json")
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         return self._folders[0].path
+
+    @property
+    def local(self) -> Path:
+        """As of `Workdir`."""
+        return self._folders[0].local
 
     def _take(self, name: str, record: dict[str, Any]) -> None:
         waiting = self._waiting.setdefault(self._setting[name], {})
@@ -161,20 +167,19 @@ class SetFolder:
         self._opened.close()
 
 
-def read_members(path: Path) -> dict[str, Any] | None:
+def read_members(path: AnyPath) -> dict[str, Any] | None:
     """What members.json of a set's folder says: the options seeds and sweep, the names of the
     members by setting, and those trained. None for any other folder."""
-    return read_json(path.expanduser() / MEMBERS)
+    return read_json(path / MEMBERS)
 
 
-def _check_kind(path: Path, is_set: bool) -> None:
+def _check_kind(path: AnyPath, is_set: bool) -> None:
     found = read_members(path)
     if found and not is_set:
         raise WorkdirError(
             f"--workdir={path}: holds a set of runs; give --seeds or --sweep as for it, or the "
             "folder of one of them"
         )
-    at = path.expanduser()
-    has_run = (at / "config.json").exists() or checkpoint.steps(at / "checkpoints")
+    has_run = storage.is_file(path / "config.json") or checkpoint.steps(path / "checkpoints")
     if is_set and not found and has_run:
         raise WorkdirError(f"--workdir={path}: holds a run by itself; choose another")

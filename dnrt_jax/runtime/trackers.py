@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from dnrt_jax.config import Config, flatten
 from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.storage import AnyPath
 
 PROJECT = "dnrt_jax"
 
@@ -17,7 +18,7 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def open_tracker(config: Config, folder: Path) -> Tracker | None:
+def open_tracker(config: Config, folder: AnyPath) -> Tracker | None:
     """The tracker `config.train.tracker`, or None; a resumed run, which is one in the same folder,
     goes on in its place.
 
@@ -36,7 +37,7 @@ def open_tracker(config: Config, folder: Path) -> Tracker | None:
 
 
 class Wandb:
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, config: Config, folder: AnyPath):
         import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(
@@ -45,7 +46,7 @@ class Wandb:
             id=_identity(folder),
             resume="allow",
             config=config.to_dict(),
-            dir=str(folder),
+            dir=str(folder) if isinstance(folder, Path) else None,
         )
 
     def log(self, record: dict[str, Any]) -> None:
@@ -56,7 +57,7 @@ class Wandb:
 
 
 class MLflow:
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, config: Config, folder: AnyPath):
         import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow, identity = mlflow, _identity(folder)
@@ -75,8 +76,9 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def _identity(folder: Path) -> str:
-    return hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+def _identity(folder: AnyPath) -> str:
+    place = folder.absolute() if isinstance(folder, Path) else folder
+    return hashlib.sha256(str(place).encode()).hexdigest()[:16]
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

@@ -8,17 +8,19 @@ need torch.
 """
 
 import argparse
+import io
 import json
 import pickle
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import WeightsError
+from dnrt_jax.runtime.storage import AnyPath
 
 StateDict = dict[str, np.ndarray]  # {torch name: array}
 
@@ -60,7 +62,7 @@ class Description:
             raise WeightsError(f"{len(self.class_names)} class names for {num_classes} classes")
 
 
-def read(path: Path) -> StateDict:
+def read(path: AnyPath) -> StateDict:
     """Reads the state dict in a .safetensors file or a torch checkpoint (.pth, .pt, .bin).
 
     A checkpoint may hold it under "model" or "state_dict". No code in it is run: only tensors,
@@ -69,7 +71,7 @@ def read(path: Path) -> StateDict:
     Raises:
       WeightsError: if the file cannot be read.
     """
-    if not path.is_file():
+    if not storage.is_file(path):
         raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -78,25 +80,25 @@ def read(path: Path) -> StateDict:
     raise WeightsError(f"{path}: not a weight file; supported are .safetensors and .pth")
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: AnyPath) -> StateDict:
+    data = storage.read(path)
     try:
-        return safetensors.numpy.load_file(path)
-    except (
-        Exception
-    ) as error:  # SafetensorError derives from Exception; unknown dtypes raise others
+        return safetensors.numpy.load(data)
+    except Exception as error:  # it raises its own, and others for unknown dtypes
         raise WeightsError(f"{path}: not a whole .safetensors file ({error})") from None
 
 
-def _read_torch(path: Path) -> StateDict:
+def _read_torch(path: AnyPath) -> StateDict:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(
             f"{path}: needs PyTorch to be read: pip install 'dnrt_jax[torch]'"
         ) from None
+    data = io.BytesIO(storage.read(path))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(data, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
@@ -127,7 +129,7 @@ def _read_torch(path: Path) -> StateDict:
     }
 
 
-def read_description(path: Path) -> Description | None:
+def read_description(path: AnyPath) -> Description | None:
     """Reads the config.json next to the weights `path`; None if absent or for other weights.
 
     Raises:
@@ -144,11 +146,11 @@ def read_description(path: Path) -> Description | None:
         ) from None
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
+def _read_config(path: AnyPath) -> dict[str, Any] | None:
     """The config.json of the weights `path`, ours or timm's; None if there is none."""
     try:
-        content = json.loads(path.with_name(CONFIG).read_text())
-    except (OSError, ValueError):
+        content = json.loads(storage.read(path.with_name(CONFIG)))
+    except (FileNotFoundError, ValueError):
         return None
     if not isinstance(content, dict):
         return None
@@ -157,7 +159,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     described = content.get("weights")
     if not isinstance(described, str):
         return None
-    is_of_others = described != path.name and path.with_name(described).exists()
+    is_of_others = described != path.name and storage.is_file(path.with_name(described))
     return None if is_of_others else content
 
 
@@ -188,8 +190,8 @@ def _of_timm(content: dict[str, Any]) -> Description:
     )
 
 
-def write(path: Path, state_dict: StateDict, description: Description) -> None:
-    """Writes `path` and the config.json next to it, replacing existing files atomically.
+def write(path: AnyPath, state_dict: StateDict, description: Description) -> None:
+    """Writes `path` and the config.json next to it; existing files are replaced.
 
     Raises:
       WeightsError: if `path` is not *.safetensors, or config.json belongs to something else.
@@ -202,25 +204,17 @@ def write(path: Path, state_dict: StateDict, description: Description) -> None:
     write_bytes(path, safetensors.numpy.save(tensors), description)
 
 
-def write_bytes(path: Path, content: bytes, description: Description) -> None:
-    """Writes `path` and the config.json next to it, replacing existing files atomically.
+def write_bytes(path: AnyPath, content: bytes, description: Description) -> None:
+    """Writes `path` and the config.json next to it; existing files are replaced.
 
     Raises:
       WeightsError: if config.json belongs to something else.
       OSError: errors of the file system.
     """
     config = path.with_name(CONFIG)
-    if config.exists() and "weights" not in (_read_config(path) or {}):
+    if storage.is_file(config) and "weights" not in (_read_config(path) or {}):
         raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
     described = {"weights": path.name, **asdict(description)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    finals = path, config
-    besides = [final.with_name(f"{final.name}.tmp") for final in finals]
-    try:
-        besides[0].write_bytes(content)
-        besides[1].write_text(json.dumps(described, indent=2) + "\n")
-        for beside, final in zip(besides, finals, strict=True):
-            beside.replace(final)
-    finally:
-        for beside in besides:
-            beside.unlink(missing_ok=True)
+    storage.make_folder(path.parent)
+    storage.write(path, content)
+    storage.write(config, json.dumps(described, indent=2).encode() + b"\n")

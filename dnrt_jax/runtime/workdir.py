@@ -4,12 +4,9 @@ Files: config.json  classes.json  metrics.jsonl  summary.json  curves.png  check
 and TensorBoard event files.
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,56 +18,69 @@ import tensorboardX
 from flax import traverse_util
 
 from dnrt_jax.config import Config, from_json, to_json, validate
-from dnrt_jax.runtime.checkpoint import newest_config, restore, write_atomically
+from dnrt_jax.runtime import lock, storage
+from dnrt_jax.runtime.checkpoint import newest_config, restore
 from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.spool import Spool
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.trackers import Tracker
+from dnrt_jax.runtime.writer import Writer
+
+CLOSING_SECONDS = 60  # for the checkpoint that is being written, after a signal or an error
 
 
 class Workdir:
-    """Opens or creates the folder of a run and locks it until closed; a context manager.
+    """Opens or creates the folder of a run, on a disk or in a bucket, and locks it until closed; a
+    context manager.
 
-    If a run has several processes, only the main one locks the folder and writes to it. `tracker`
-    also gets the records.
+    If a run has several processes, only the main one locks the folder and writes to it, to `local`:
+    the folder itself, or for one in a bucket a folder on the disk, which is copied at intervals,
+    before the manifest of each checkpoint, and on closing. `tracker` also gets the records.
 
     Raises:
       WorkdirError: if the path is a file, not writable, or in use by another run.
+      StorageError: if the bucket cannot be used.
     """
 
-    def __init__(self, path: str | Path, *, is_main: bool = True):
-        self.path = Path(path).expanduser()
+    def __init__(self, path: "str | AnyPath", *, is_main: bool = True):
+        self.path = storage.path(path)
         self.checkpoints = self.path / "checkpoints"
         self._is_main = is_main
-        self._is_new = is_main and not self.path.exists()
-        self._records = read_records(self.path)
-        self._writer: tensorboardX.SummaryWriter | None = None
+        self._is_new = is_main and not storage.is_dir(self.path)
+        self._lock = lock.acquire(self.path) if is_main else None
+        try:
+            self._records = read_records(self.path)
+        except Exception:
+            if self._lock:
+                self._lock.release()
+            raise
+        self._spool = None
+        if isinstance(self._lock, lock.ObjectLock):
+            self._spool = Spool(self.path, self._lock)
+        self.local = self._spool.local if self._spool else Path(self.path)
+        self.writer = Writer(self.checkpoints, before=self._flush)
         self.tracker: Tracker | None = None
+        self._events: tensorboardX.SummaryWriter | None = None
         self._config: str | None = None  # content of config.json, once written
-        if is_main:
-            self._acquire(path)
 
-    def _acquire(self, path: str | Path) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise WorkdirError(f"--workdir={path}: {error.strerror}; choose another") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            self._lock.close()
-            raise WorkdirError(f"--workdir={path}: in use by {owner}; choose another") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+    def _flush(self) -> None:
+        if self._spool:
+            self._spool.copy()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background: a save, or the loss of the lock."""
+        if self._spool:
+            self._spool.check()
+        self.writer.check()
 
     def check_space(self, state: Any) -> None:
         """Raises a WorkdirError unless the disk has space for two checkpoints of `state`, as a new
         one is complete before an old one is deleted."""
+        if not self._is_main or not isinstance(self.path, Path):
+            return
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         free, needed = shutil.disk_usage(self.path).free, 2 * size
-        if self._is_main and free < needed:
+        if free < needed:
             raise WorkdirError(
                 f"--workdir={self.path}: {free / 1e6:.1f} MB are free, two checkpoints take "
                 f"{needed / 1e6:.1f} MB; make room or choose another"
@@ -83,22 +93,26 @@ class Workdir:
             yield
         except BaseException:
             if self._is_new:
-                shutil.rmtree(self.path, ignore_errors=True)
+                storage.remove(self.path)
             raise
+
+    def _write(self, name: str, text: str) -> None:
+        storage.write(self.local / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         if self._is_main:
-            write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
+            self._write(name, json.dumps(value, indent=2) + "\n")
 
     def write_config(self, config: Config) -> None:
         """Writes config.json unless it is unchanged."""
         if self._is_main and self._config != (text := to_json(config) + "\n"):
-            write_atomically(self.path / "config.json", text)
+            self._write("config.json", text)
             self._config = text
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of this folder; None if it does not exist."""
-        return read_json(self.path / name)
+        written = read_json(self.local / name) if self._spool else None
+        return read_json(self.path / name) if written is None else written
 
     def records(self) -> list[dict[str, Any]]:
         return self._records
@@ -108,76 +122,97 @@ class Workdir:
         self._records = [record for record in self._records if record["step"] <= step]
         if self._is_main:
             lines = (json.dumps(record) + "\n" for record in self._records)
-            write_atomically(self.path / "metrics.jsonl", "".join(lines))
-            self._writer = tensorboardX.SummaryWriter(str(self.path), purge_step=step + 1)
+            self._write("metrics.jsonl", "".join(lines))
+            self._events = tensorboardX.SummaryWriter(str(self.local), purge_step=step + 1)
 
     def record(self, values: dict[str, Any]) -> None:
         """Appends a record, which must have a `step`, to metrics.jsonl and TensorBoard."""
         self._records.append(values)
         if not self._is_main:
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.local / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
-        assert self._writer is not None, "rewind() opens the records"
+        assert self._events is not None, "rewind() opens the records"
         for key, value in values.items():
             if key not in ("step", "epoch") and value is not None:
-                self._writer.add_scalar(key, value, values["step"])
-        self._writer.flush()  # so that both logs agree after a kill
+                self._events.add_scalar(key, value, values["step"])
+        self._events.flush()  # so that both logs agree after a kill
         if self.tracker:
             self.tracker.log(values)
 
     def __enter__(self) -> "Workdir":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.close()
+        except Exception as late:
+            if error is None:
+                raise
+            logging.warning("%s", late)  # the error that comes first is reported
 
     def close(self) -> None:
-        for log in filter(None, (self._writer, self.tracker)):
-            log.close()
-        if self._is_main:
-            self._lock.close()
+        """Waits for the checkpoint that is being written, and unlocks the folder."""
+        try:
+            self.writer.wait(CLOSING_SECONDS)
+        finally:
+            for log in filter(None, (self._events, self.tracker)):
+                log.close()
+            try:
+                if self._events:
+                    self._flush()
+            finally:
+                if self._spool:
+                    self._spool.close()
+                if self._lock:
+                    self._lock.release()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """The content of a JSON file; None if it does not exist.
 
     Raises:
       WorkdirError: if it is damaged.
     """
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(storage.read(path))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise WorkdirError(f"{path}: damaged ({error}); repair or delete it") from None
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: AnyPath) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; an incomplete last line, from a kill, is ignored.
 
     Raises:
       WorkdirError: if any other line is damaged.
     """
     path = folder / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in storage.read(path).split(b"\n")[:-1]]
+    except FileNotFoundError:
+        return []
     except ValueError as error:
         raise WorkdirError(f"{path}: damaged ({error}); delete the line") from None
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: AnyPath) -> Config:
     """The config of the run in `folder`, from config.json or else from the newest checkpoint.
 
     Raises:
       WorkdirError: if there is neither, or the config is invalid.
     """
     path = folder / "config.json"
-    if path.exists():
-        text = path.read_text()
-    elif (text := newest_config(folder / "checkpoints")) is not None:
+    try:
+        text = storage.read(path).decode()
+    except FileNotFoundError:
+        text = newest_config(folder / "checkpoints")
+        if text is None:
+            raise WorkdirError(
+                f"{folder}: no run in it, neither config.json nor a checkpoint"
+            ) from None
         logging.warning("%s is missing: using the config of the newest checkpoint", path)
-    else:
-        raise WorkdirError(f"{folder}: no run in it, neither config.json nor a checkpoint")
     try:
         config = from_json(text)
         validate(config)
@@ -197,7 +232,7 @@ def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | 
     return max(evaluated, key=score, default=None)
 
 
-def find_step(folder: Path, name: str) -> int | None:
+def find_step(folder: AnyPath, name: str) -> int | None:
     """The step for "best" or a number; None for "latest", the newest intact checkpoint.
 
     Raises:
@@ -224,7 +259,7 @@ class Run(NamedTuple):
     class_names: tuple[str, ...] | None  # None if the folder has no classes.json
 
 
-def read_run(folder: Path, checkpoint: str = "latest") -> Run:
+def read_run(folder: AnyPath, checkpoint: str = "latest") -> Run:
     """Reads the weights of a run, which may still be running.
 
     Args:

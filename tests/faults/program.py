@@ -14,10 +14,9 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from dnrt_jax import main, run
-from dnrt_jax.runtime import checkpoint, workdir
+from dnrt_jax.runtime import checkpoint, lock, spool, storage, workdir
 from dnrt_jax.tasks import arrays
 from dnrt_jax.training import dispatch, metrics
 
@@ -58,16 +57,49 @@ def ask_to_stop(number=signal.SIGTERM):
 
 
 def twice():
+    """Asks the main thread twice; the thread that calls this goes no further."""
     ask_to_stop()
+    time.sleep(1)
     ask_to_stop()
+    time.sleep(60)
 
 
-def half_a_sweep(folder, **_):
-    """Deletes one file of a checkpoint, then dies."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    if files:
-        files[0].unlink()
-        die()
+def before_writing(name, action, at=1):
+    """Calls `action` before the file `name` is written for the `at`-th time."""
+    original, calls = storage.write, [0]
+
+    def write(path, data):
+        calls[0] += path.name == name
+        if path.name == name and calls[0] == at:
+            action()
+        original(path, data)
+
+    storage.write = write
+
+
+def before_renaming(name, action, at):
+    """Calls `action` when the file `name` was written for the `at`-th time under its other name."""
+    original, calls = Path.replace, [0]
+
+    def replace(self, target):
+        calls[0] += target.name == name
+        if target.name == name and calls[0] == at:
+            action()
+        return original(self, target)
+
+    Path.replace = replace
+
+
+def half_a_sweep():
+    """Dies after the first manifest of an old checkpoint was deleted, before its arrays are."""
+    original = storage.remove
+
+    def remove(path):
+        original(path)
+        if path.name == checkpoint.MANIFEST:
+            die()
+
+    storage.remove = remove
 
 
 def poisoned(change, at):
@@ -112,11 +144,8 @@ def in_dispatch(action, at):
     before(dispatch.Scan, "run", action, at)
 
 
-def full_disk(owner, name, at):
-    def action():
-        raise OSError(28, "No space left on device")
-
-    before(owner, name, action, at)
+def disk_is_full():
+    raise OSError(28, "No space left on device")
 
 
 def clock_and_host():
@@ -140,26 +169,32 @@ def resident():
     workdir.Workdir.record = record
 
 
+def short_lock():
+    """A lock in a bucket that is taken over after two seconds."""
+    lock.STALE_SECONDS, spool.BEAT_SECONDS = 2, 0.5
+
+
 FAULTS = {
     "none": lambda: None,
-    "kill in arrays": lambda: after(ocp.StandardCheckpointer, "save", die, 2),
-    "kill before manifest": lambda: before(checkpoint, "_digest", die, 3),
-    "kill before rename": lambda: before(Path, "replace", die, 7),
+    "kill before arrays": lambda: before_writing(checkpoint.ARRAYS, die, 2),
+    "kill before manifest": lambda: before_writing(checkpoint.MANIFEST, die, 2),
+    "kill before rename": lambda: before_renaming(checkpoint.ARRAYS, die, 2),
     "kill in verify": lambda: before(checkpoint, "verify", die, 2),
-    "kill in sweep": lambda: setattr(shutil, "rmtree", half_a_sweep),
+    "kill in sweep": half_a_sweep,
     "stop in compile": lambda: before(run, "calendar_of", ask_to_stop),
     "stop in step": lambda: in_dispatch(ask_to_stop, 3),
     "stop in evaluation": lambda: before(metrics, "classification", ask_to_stop),
-    "stop in save": lambda: before(checkpoint, "_checksums", ask_to_stop),
+    "stop in save": lambda: before(checkpoint, "verify", ask_to_stop),
     "interrupt in step": lambda: in_dispatch(lambda: ask_to_stop(signal.SIGINT), 3),
-    "stop twice": lambda: before(checkpoint, "_checksums", twice, 3),
+    "stop twice": lambda: before_writing(checkpoint.MANIFEST, twice, 2),
     "nan parameter": lambda: poisoned(nan_parameter, 12),
     "bad label": lambda: bad_label_at(12),
-    "disk full at save": lambda: full_disk(checkpoint, "write_atomically", 2),
-    "disk full at record": lambda: full_disk(workdir.Workdir, "record", 3),
+    "disk full at save": lambda: before_writing(checkpoint.ARRAYS, disk_is_full, 2),
+    "disk full at record": lambda: before(workdir.Workdir, "record", disk_is_full, 3),
     "no space": lambda: setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1)),
     "clock and host": clock_and_host,
     "resident": resident,
+    "short lock": short_lock,
 }
 
 if __name__ == "__main__":

@@ -11,68 +11,14 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ROOT, assert_same_run, command, content, environment, load_arrays
+from runs import assert_same_run, content, load_arrays
 
 from dnrt_jax.runtime import checkpoint
-
-PROGRAM = str(Path(__file__).parent / "program.py")
-
-
-@pytest.fixture(scope="module")
-def start():
-    """start(fault, workdir, *flags) -> a running process."""
-    settings = environment() | {"PYTHONPATH": str(ROOT)}
-
-    def start(fault, workdir, *flags, **variables):
-        _, _, _, *arguments = command(workdir, *flags)
-        return subprocess.Popen(
-            [sys.executable, PROGRAM, fault, *arguments],
-            cwd=ROOT,
-            env=settings | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def run(start):
-    """run(fault, workdir, *flags) -> (exit status, standard error)."""
-
-    def run(fault, workdir, *flags, **variables):
-        process = start(fault, workdir, *flags, **variables)
-        _, errors = process.communicate(timeout=300)
-        return process.returncode, errors
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(run, tmp_path_factory):
-    """undisturbed(dispatch) -> the folder of a run that nothing happens to."""
-    folders = {}
-
-    def get(dispatch):
-        if dispatch not in folders:
-            folders[dispatch] = tmp_path_factory.mktemp(dispatch) / "run"
-            flag = f"--config.train.dispatch={dispatch}"
-            assert run("none", folders[dispatch], flag)[0] == 0
-        return folders[dispatch]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def whole(undisturbed):
-    return undisturbed("auto")
 
 
 def cases(*rows):
@@ -95,7 +41,7 @@ def errors_of(text):
 
 @pytest.mark.parametrize(
     ("stage", "dispatch"),
-    cases(["before manifest"], ["in arrays"], ["before rename"], ["in verify"], ["in sweep"]),
+    cases(["before manifest"], ["before arrays"], ["before rename"], ["in verify"], ["in sweep"]),
 )
 def test_a_kill_during_a_save_loses_nothing_that_was_saved(
     undisturbed, run, tmp_path, stage, dispatch

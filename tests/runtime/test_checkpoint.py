@@ -139,3 +139,16 @@ def test_a_manifest_made_up_by_hand_is_not_believed(folder, state):
     path.write_text(json.dumps(manifest | {"step": 4}))
     with pytest.raises(checkpoint.CheckpointError, match=re.escape(str(path))):
         checkpoint.restore(folder, target(state), 3)
+
+
+def test_every_dtype_and_layout_comes_back(tmp_path):
+    state = {
+        "bf16": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3).T,
+        "u8": jnp.arange(4, dtype=jnp.uint8),
+        "scalar": jnp.int32(7),
+        "none": jnp.zeros((0, 3)),
+    }
+    checkpoint.save(tmp_path, state, 1, config="{}", extra={})
+    restored = checkpoint.restore(tmp_path, target(state)).state
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert restored["bf16"].dtype == jnp.bfloat16

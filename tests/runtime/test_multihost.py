@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dnrt_jax.runtime import checkpoint, storage
+from dnrt_jax.runtime.workdir import read_records
+
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 SMALL = [
@@ -78,14 +81,13 @@ def run(*args):
 
 
 def losses(workdir):
-    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return {r["step"]: r["train/loss"] for r in map(json.loads, lines)}
+    return {r["step"]: r["train/loss"] for r in read_records(storage.path(workdir))}
 
 
 def wait_for_step(workdir, step, running):
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and all(p.poll() is None for p in running):
-        if (Path(workdir) / "checkpoints" / str(step) / "manifest.json").exists():
+        if step in checkpoint.steps(storage.path(workdir) / "checkpoints"):
             return
         time.sleep(0.1)
     raise AssertionError(f"no checkpoint {step}: {finish(running, 1)}")
@@ -164,6 +166,18 @@ def test_from_eight_devices_to_one_to_two_processes_and_back(alone, tmp_path):
             wait_for_step(workdir, until, running)
             running[0].send_signal(signal.SIGTERM)
             assert finish(running)[0][0] == 128 + signal.SIGTERM
+    same(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_in_a_bucket_two_processes_save_and_one_goes_on(alone, store, fsdp):
+    workdir, flag = f"gs://bucket/two-{fsdp}", f"--config.parallel.fsdp={fsdp}"
+    running = start(workdir, 2, 2, flag)
+    wait_for_step(workdir, 10, running)
+    running[1].send_signal(signal.SIGTERM)
+    assert [status for status, _ in finish(running)] == [128 + signal.SIGTERM] * 2
+    run(workdir, 1, 1)
     same(workdir, alone)
 
 

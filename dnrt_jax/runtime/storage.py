@@ -1,0 +1,141 @@
+"""Files on a local disk, or in a bucket of Google Cloud Storage: what differs between the two.
+
+A path is a pathlib.Path, or for gs://BUCKET/PATH an etils.epath.Path with the same operators;
+`path` makes either. No client of buckets is imported for local paths.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from dnrt_jax.runtime import bucket
+from dnrt_jax.runtime.errors import StorageError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+AnyPath: TypeAlias = "Path | epath.Path"
+SCHEME = "gs://"
+
+
+def path(text: "str | AnyPath") -> AnyPath:
+    """The path of a text; a leading ~ is expanded.
+
+    Raises:
+      StorageError: for a URL other than gs://BUCKET/PATH.
+    """
+    text = os.fspath(text)
+    if "://" not in text:
+        return Path(text).expanduser()
+    if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
+        raise StorageError(f"{text}: give a local path or gs://BUCKET/PATH")
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether the path is in a bucket."""
+    return not isinstance(path, Path)
+
+
+def is_dir(path: AnyPath) -> bool:
+    """Whether the path is a folder; in a bucket, whether any object is below it."""
+    if isinstance(path, Path):
+        return path.is_dir()
+    return any(True for _ in bucket.listing(*_folder(path), at_most=1))
+
+
+def is_file(path: AnyPath) -> bool:
+    if isinstance(path, Path):
+        return path.is_file()
+    try:
+        bucket.info(*split(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read(path: AnyPath) -> bytes:
+    """The content of a file.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      OSError: if it cannot be read.
+    """
+    return path.read_bytes() if isinstance(path, Path) else bucket.read(*split(path))
+
+
+def write(path: AnyPath, data: bytes) -> None:
+    """Replaces a file as a whole: it holds the old or the new content at any time. Its folder must
+    exist.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    if not isinstance(path, Path):
+        bucket.write(*split(path), data)
+        return
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def make_folder(path: AnyPath) -> None:
+    """Makes a folder with its parents, if need be; a bucket has none."""
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def files(folder: AnyPath) -> list[str]:
+    """The names of all files below a folder, relative to it, sorted; none if it does not exist."""
+    if isinstance(folder, Path):
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(folder)) for path in found)
+    return sorted(crc32c(folder))
+
+
+def crc32c(folder: AnyPath) -> dict[str, str]:
+    """The CRC32C that a bucket has of the files below a folder, by their relative names."""
+    name, prefix = _folder(folder)
+    return {
+        key.removeprefix(prefix): info.crc32c
+        for key, info in bucket.listing(name, prefix)
+        if not key.endswith("/")  # a folder made in the console
+    }
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def remove(path: AnyPath) -> None:
+    """Deletes a file or a folder with all below it, if it exists."""
+    if not isinstance(path, Path):
+        name, prefix = _folder(path)
+        for key in [*(key for key, _ in bucket.listing(name, prefix)), prefix.rstrip("/")]:
+            bucket.delete(name, key)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def split(path: AnyPath) -> tuple[str, str]:
+    """(bucket, key) of an object."""
+    name, _, key = os.fspath(path).removeprefix(SCHEME).partition("/")
+    return name, key
+
+
+def _folder(path: AnyPath) -> tuple[str, str]:
+    """(bucket, prefix) of a folder."""
+    name, key = split(path)
+    return name, f"{key}/" if key else ""
