@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dnrt_jax.data import cache, cifar, classes, decode, image_folder, tfds
+from dnrt_jax.data import cache, cifar, classes, decode, image_folder, local_copy, tfds
 from dnrt_jax.data.in_memory import Dataset, long_tailed, validate
 from dnrt_jax.data.reading import reading
 from dnrt_jax.data.source import Source
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import DataError, DataNotFoundError, did_you_mean
+from dnrt_jax.runtime.storage import AnyPath
 
 SPLITS = ("train", "test")
 SKIPPED_AT_MOST = 0.01
@@ -29,9 +31,35 @@ def names() -> tuple[str, ...]:
     return ("digits", *cifar.FORMS)
 
 
-def data_dir(text: str) -> Path:
-    """The folder of the data sets: `text` (the field data.dir), else $DATA_DIR, else ./data."""
-    return Path(text or os.environ.get("DATA_DIR", "data")).expanduser()
+def data_dir(text: str) -> AnyPath:
+    """The folder of the data sets: `text` (the field data.dir), else $DATA_DIR, else ./data. It may
+    be in a bucket, gs://BUCKET/PATH."""
+    return storage.path(text or os.environ.get("DATA_DIR", "data"))
+
+
+def local_dir(name: str, text: str) -> Path:
+    """As `data_dir`; if that is in a bucket, a local folder with a copy of the data set `name`.
+
+    Raises:
+      DataNotFoundError: if the bucket has no such data set.
+      DataError: if the copy does not fit on the disk.
+      StorageError: if the bucket cannot be read.
+    """
+    folder = data_dir(text)
+    if isinstance(folder, Path) or name == "digits":
+        return Path(folder)
+    base = name.removeprefix("tfds:").replace(":", "/")
+    archives = [f"{base}{suffix}" for suffix in (*image_folder.ARCHIVES, ".npz")]
+    originals = [
+        place for form in cifar.FORMS.get(name, ()) for place in (form.folder, form.archive)
+    ]
+    if (copy := local_copy.of(folder, (base, *archives, *originals))) is None:
+        raise DataNotFoundError(
+            f"data.name={name}: nothing found in {folder}: expected "
+            f"{base}/{{train,val}}/CLASS/IMAGE, an archive of that content, a prepared "
+            f"{base}/VERSION or {base}.npz"
+        )
+    return copy
 
 
 def load(

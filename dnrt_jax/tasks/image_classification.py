@@ -308,7 +308,7 @@ def read(config: Config, split: str) -> Images:
     Raises:
       UserError: if the data cannot be read as the config says.
     """
-    data, folder = config.data, datasets.data_dir(config.data.dir)
+    data, folder = config.data, datasets.local_dir(config.data.name, config.data.dir)
     if data.loader != "memory":
         source = datasets.find(data.name, folder, split)
         large = source is not None and is_large(source, data.image_size)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import graphs
-from dnrt_jax.data.datasets import data_dir
+from dnrt_jax.data.datasets import local_dir
 from dnrt_jax.data.order import epoch_order
 from dnrt_jax.fields import FLAG, Field, choice, integers_from
 from dnrt_jax.models.graph import Graph
@@ -55,7 +55,9 @@ class NodeClassification(Task):
 
     def __init__(self, config: Config, graph: graphs.GraphData | None = None):
         self._config, data = config, config.data
-        read = lambda: _load(data.name, data_dir(data.dir), data.features, data.self_loops)
+        read = lambda: _load(
+            data.name, local_dir(data.name, data.dir), data.features, data.self_loops
+        )
         self.graph = read() if graph is None else graph
         self.class_names = self.graph.class_names
         self.num_train = len(self.graph.splits["train"])
