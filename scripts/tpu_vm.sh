@@ -1,24 +1,38 @@
 #!/usr/bin/env bash
-# A training run on a Cloud TPU VM, of one host or of many: the same command on every worker.
+# A training run on Cloud TPU, on one host or many: the same command on every worker.
 #
-#   scripts/tpu_vm.sh create NAME [ACCELERATOR [VERSION]]   as v5litepod-8 v2-alpha-tpuv5-lite
+#   scripts/tpu_vm.sh watch  NAME CONFIG [WORKDIR] [FLAG ...]  all of the below: a machine is requested,
+#                            set up and the run started; when the machine is pre-empted, again with a
+#                            new one; when the run has finished or failed, its logs are fetched and the
+#                            machine is deleted
+#   scripts/tpu_vm.sh create NAME            request a machine and wait until it is there
 #   scripts/tpu_vm.sh setup  NAME            this checkout and its packages, on all workers
-#   scripts/tpu_vm.sh run    NAME CONFIG WORKDIR [FLAG ...] in the background, on all workers
-#   scripts/tpu_vm.sh log    NAME            what process 0 says
-#   scripts/tpu_vm.sh resume NAME CONFIG WORKDIR [FLAG ...] after a pre-emption: create, setup, run
+#   scripts/tpu_vm.sh run    NAME CONFIG [WORKDIR] [FLAG ...]  in the background, on all workers
+#   scripts/tpu_vm.sh status NAME            of each worker: running, or the exit status of its process
+#   scripts/tpu_vm.sh log    NAME [WORKER]   what a worker says, worker 0 by default
+#   scripts/tpu_vm.sh logs   NAME [TO]       the logs of all workers, to TO/worker-N.log (runs/NAME)
 #   scripts/tpu_vm.sh fetch  NAME WORKDIR TO the records and reports, without checkpoints
 #   scripts/tpu_vm.sh delete NAME
 #
-# Put --dry-run first to see the commands instead. $ZONE is the zone (default us-central1-a), and
-# $SPOT=1 asks for a pre-emptible machine. Of several hosts, all must see WORKDIR and $DATA_DIR, as
-# a bucket mounted by gcsfuse or Filestore is seen: checkpoints are written by all of them together.
+# WORKDIR is gs://$BUCKET/NAME by default. Put --dry-run first to see the commands instead.
+# Environment:
+#   ACCELERATOR  v5litepod-8 by default; several hosts from 16 chips on
+#   VERSION      of the machine's software, v2-alpha-tpuv5-lite by default
+#   ZONE         us-central1-a by default
+#   SPOT         1 for a cheaper machine that may be pre-empted; its run must be in a bucket
+#   BUCKET       for runs; DATA_DIR may be gs://BUCKET/PATH too
+#   PRICE        of a chip and hour, in USD, for the line on the cost
+#   POLL         seconds between two looks at the machine, 60 by default
 set -euo pipefail
 
-ZONE=${ZONE:-us-central1-a}
+ACCELERATOR=${ACCELERATOR:-v5litepod-8} VERSION=${VERSION:-v2-alpha-tpuv5-lite}
+ZONE=${ZONE:-us-central1-a} SPOT=${SPOT:-} POLL=${POLL:-60}
 DRY_RUN=
 if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; shift; fi
 
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
+
+fail() { echo "error: $*" >&2; exit 1; }
 
 do_it() {
   if [ -n "$DRY_RUN" ]; then printf '%q ' "$@"; echo; else "$@"; fi
@@ -26,41 +40,89 @@ do_it() {
 
 tpu() { do_it gcloud compute tpus tpu-vm "$@" --zone="$ZONE"; }
 
-# The command on every worker; what it prints is lost with the connection, so long ones write a log.
+queue() { do_it gcloud compute tpus queued-resources "$@" --zone="$ZONE"; }
+
+# The state of the request for the machine.
+state() {
+  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
+    --format='value(state.state)' 2> /dev/null || echo MISSING
+}
+
+workers() {
+  if [ -n "$DRY_RUN" ]; then echo 1; return; fi
+  gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --flatten='networkEndpoints[]' \
+    --format='value(networkEndpoints.ipAddress)' | wc -l
+}
+
+# A command on every worker; what it prints is lost with the connection, so long ones write a log.
 on_all() { tpu ssh "$NAME" --worker=all --command="$1"; }
 
 create() {
-  local accelerator=${1:-v5litepod-8} version=${2:-v2-alpha-tpuv5-lite}
-  tpu create "$NAME" --accelerator-type="$accelerator" --version="$version" ${SPOT:+--spot}
+  queue create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
+    --runtime-version="$VERSION" ${SPOT:+--spot}
+  [ -n "$DRY_RUN" ] || await
 }
+
+# Waits until the machine is there.
+await() {
+  local now
+  while now=$(state); [ "$now" != ACTIVE ]; do
+    echo "$NAME: $now"
+    case $now in FAILED | SUSPEND* | MISSING) return 1 ;; esac
+    sleep "$POLL"
+  done
+}
+
+delete() { queue delete "$NAME" --force --quiet; }
 
 setup() {
   do_it git archive --format=tar.gz --output=/tmp/dnrt_jax.tar.gz HEAD
   tpu scp /tmp/dnrt_jax.tar.gz "$NAME":dnrt_jax.tar.gz --worker=all
+  # The machine's own Python is older than 3.11.
   on_all 'mkdir -p dnrt_jax && tar xzf dnrt_jax.tar.gz -C dnrt_jax && cd dnrt_jax &&
-    pip install -q -r requirements.txt "jax[tpu]"'
+    python3 -m pip install -q uv && python3 -m uv venv -q --clear --python=3.12 venv &&
+    python3 -m uv pip install -q --python=venv/bin/python -r requirements.txt ".[gcs,tpu]"'
+}
+
+# The words of the command that trains, from CONFIG [WORKDIR] [FLAG ...].
+program() {
+  local config=$1 workdir=${BUCKET:+gs://$BUCKET/$NAME}
+  shift
+  if [ $# -ge 1 ] && [ "${1#--}" = "$1" ]; then workdir=$1; shift; fi
+  [ -n "$workdir" ] || fail "give WORKDIR or set BUCKET"
+  if [ -n "$SPOT" ] && [ "${workdir#gs://}" = "$workdir" ]; then
+    fail "$workdir: dies with a spot machine; give gs://BUCKET/PATH or set BUCKET"
+  fi
+  printf '%q ' venv/bin/python -m dnrt_jax.main --config="$config" --workdir="$workdir" "$@"
 }
 
 run() {
-  [ $# -ge 2 ] || usage
-  local program
-  program=$(printf '%q ' python3 -m dnrt_jax.main --config="$1" --workdir="$2" "${@:3}")
-  on_all "cd dnrt_jax && DATA_DIR=${DATA_DIR:-data} nohup $program > run.log 2>&1 < /dev/null &"
+  local words
+  words=$(program "$@")
+  on_all "cd dnrt_jax && rm -f run.status && (DATA_DIR=$(printf %q "${DATA_DIR:-data}") \
+nohup bash -c $(printf %q "$words"'; echo $? > run.status') > run.log 2>&1 < /dev/null &)"
 }
 
-resume() {
-  # A pre-empted TPU stays in the list and has to go before one of its name can be made. The run
-  # itself resumes from its last checkpoint with the command that began it.
-  local accelerator version
-  accelerator=${ACCELERATOR:-v5litepod-8} version=${VERSION:-v2-alpha-tpuv5-lite}
-  tpu delete "$NAME" --quiet
-  create "$accelerator" "$version"
-  setup
-  run "$@"
+status() {
+  on_all 'cat dnrt_jax/run.status 2> /dev/null || echo running'
+}
+
+logs() {
+  local to=${1:-runs/$NAME} worker count
+  count=$(workers)
+  do_it mkdir -p "$to"
+  for ((worker = 0; worker < count; worker++)); do
+    tpu scp "$NAME:dnrt_jax/run.log" "$to/worker-$worker.log" --worker="$worker"
+  done
 }
 
 fetch() {
   [ $# -eq 2 ] || usage
+  if [ "${1#gs://}" != "$1" ]; then
+    do_it mkdir -p "$2"
+    do_it gcloud storage rsync --recursive --exclude='checkpoints/.*' "$1" "$2"
+    return
+  fi
   local archive=/tmp/dnrt_run.tar.gz
   tpu ssh "$NAME" --worker=0 \
     --command="cd dnrt_jax && tar czf $archive --exclude=checkpoints -C $(printf %q "$1") ."
@@ -69,12 +131,80 @@ fetch() {
   do_it tar xzf "$archive" -C "$2"
 }
 
+# Chips of an accelerator type: up to v4, and of v5p, the number counts cores, two a chip.
+chips() {
+  local number=${ACCELERATOR##*-}
+  case $ACCELERATOR in v2-* | v3-* | v4-* | v5p-*) number=$((number / 2)) ;; esac
+  echo "$number"
+}
+
+# The line on the cost of the seconds that machines were there.
+cost() {
+  awk -v seconds="$1" -v chips="$(chips)" -v price="${PRICE:-0}" -v type="$ACCELERATOR" 'BEGIN {
+    hours = seconds / 3600
+    printf "%s: %d chips for %.2f h, %.2f chip hours", type, chips, hours, chips * hours
+    if (price > 0) printf ", %.2f USD at %s USD an hour and chip", price * chips * hours, price
+    print ""
+  }'
+}
+
+# What became of the run, from the exit statuses of all workers. One that lost a process, or was told
+# to stop, goes on with the same command.
+outcome() {
+  local word became=
+  for word in $(status 2> /dev/null); do
+    case $word in
+      0) became=${became:-finished} ;;
+      75 | 137 | 143) [ "$became" = failed ] || became=again ;;
+      [0-9]*) became=failed ;;
+      *) became=running; break ;;
+    esac
+  done
+  echo "${became:-running}" # no worker answers while the machine goes
+}
+
+watch() {
+  program "$@" > /dev/null
+  if [ -n "$DRY_RUN" ]; then
+    create && setup && run "$@" && status && logs && delete
+    return
+  fi
+  local became=again used=0 failures=0 since
+  while [ "$became" = again ]; do
+    case $(state) in
+      MISSING) create || continue ;;
+      FAILED | SUSPEND* | DELETING)
+        echo "$NAME: the machine is gone; asking for another"
+        delete || true
+        create || continue ;;
+      *) await || continue ;;
+    esac
+    since=$SECONDS
+    if setup && run "$@"; then
+      failures=0 became=running
+      while [ "$(state)" = ACTIVE ] && became=$(outcome) && [ "$became" = running ]; do
+        sleep "$POLL"
+      done
+      [ "$became" != running ] || became=again
+    elif [ "$((failures += 1))" -ge 3 ]; then
+      became='failed, as it cannot be set up'
+    fi
+    used=$((used + SECONDS - since))
+  done
+  logs || true
+  delete
+  echo "$NAME: $became"
+  cost "$used"
+  [ "$became" = finished ]
+}
+
 [ $# -ge 2 ] || usage
 action=$1 NAME=$2
 shift 2
 case $action in
-  create | setup | run | resume | fetch) "$action" "$@" ;;
-  log) tpu ssh "$NAME" --worker=0 --command="tail -n 20 -F dnrt_jax/run.log" ;;
-  delete) tpu delete "$NAME" --quiet ;;
+  create | setup | status | delete) [ $# -eq 0 ] || usage; "$action" ;;
+  watch | run) [ $# -ge 1 ] || usage; "$action" "$@" ;;
+  logs | fetch) "$action" "$@" ;;
+  log) tpu ssh "$NAME" --worker="${1:-0}" --command="tail -n 20 -F dnrt_jax/run.log" ;;
   *) usage ;;
 esac

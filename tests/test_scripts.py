@@ -1,5 +1,6 @@
 """The shell scripts: what they would do in the cloud, recorded by a stub."""
 
+import math
 import re
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dnrt_jax import main
 from dnrt_jax.config import validate
@@ -17,20 +19,42 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "tpu_vm.sh"
 
 
+STUB = """\
+#!/bin/bash
+cd "$HOME" || exit
+# Records the call and answers: state is the next line of `states`, what workers say that of `says`.
+printf '%s\\001' "$@" >> calls; printf '\\002' >> calls
+next() { head -n 1 "$1"; [ "$(wc -l < "$1")" = 1 ] || sed -i 1d "$1"; }
+case $* in
+  *"queued-resources describe"*) next states ;;
+  *networkEndpoints*) printf '10.0.0.1\\n10.0.0.2\\n' ;;
+  *run.status\\ 2*|*"cat dnrt_jax/run.status"*) next says | tr ' ' '\\n' ;;
+  *" scp "*run.log*) cp says "$6" ;;
+esac
+"""
+
+
 @pytest.fixture
 def cloud(tmp_path):
-    """run(*arguments) -> (exit status, output, the calls of gcloud, a list of words each)."""
-    calls = tmp_path / "calls"
-    stub = tmp_path / "gcloud"
-    stub.write_text(f'#!/bin/sh\nprintf "%s\\001" "$@" >> {calls}; printf "\\002" >> {calls}\n')
-    stub.chmod(0o755)
+    """run(*arguments, states=[...], says=[...]) -> (exit status, output, calls of gcloud: a list of
+    words each). `states` are those of the request for the machine, `says` what workers say."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "gcloud").write_text(STUB)
+    (bin / "gcloud").chmod(0o755)
+    for name in ("sleep", "git"):
+        (bin / name).write_text("#!/bin/sh\n")
+        (bin / name).chmod(0o755)
 
-    def run(*arguments, **environment):
+    def run(*arguments, states=("ACTIVE",), says=("0 0",), **environment):
+        calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
+        for name, lines in (("states", states), ("says", says)):
+            (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
         done = subprocess.run(
             [SCRIPT, *arguments],
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)} | environment,
-            cwd=ROOT,
+            env={"PATH": f"{bin}:/usr/bin:/bin", "HOME": str(tmp_path)} | environment,
+            cwd=tmp_path,
             capture_output=True,
             text=True,
         )
@@ -40,42 +64,152 @@ def cloud(tmp_path):
     return run
 
 
+def verbs(calls):
+    """What was done, without the looks at states."""
+    found = [call[3] for call in calls]
+    return [verb for verb in found if verb != "describe"]
+
+
 def test_a_run_starts_on_all_workers_with_its_words_kept_apart(cloud):
     status, _, calls = cloud("run", "pod", "configs/cifar100.py", "/mnt/my runs/a", "--x=1")
     assert status == 0
     (call,) = calls
     assert call[:6] == ["compute", "tpus", "tpu-vm", "ssh", "pod", "--worker=all"]
-    assert "--config=configs/cifar100.py --workdir=/mnt/my\\ runs/a --x=1" in call[6]
     assert call[7] == "--zone=us-central1-a"
+    words = shlex.split(shlex.split(call[6].partition("bash -c ")[2])[0].partition(";")[0])
+    assert words[1:] == [
+        "-m",
+        "dnrt_jax.main",
+        "--config=configs/cifar100.py",
+        "--workdir=/mnt/my runs/a",
+        "--x=1",
+    ]
 
 
-def test_resuming_makes_the_machine_anew_and_runs_the_same_command(cloud):
-    status, _, calls = cloud("resume", "pod", "configs/cifar100.py", "w", ZONE="z1", SPOT="1")
+def test_the_command_on_a_worker_leaves_its_exit_status_and_its_log(cloud, tmp_path):
+    _, _, [call] = cloud("run", "pod", "configs/digits.py", "--x=1", BUCKET="b")
+    worker = tmp_path / "worker" / "dnrt_jax"
+    (worker / "venv" / "bin").mkdir(parents=True)
+    python = worker / "venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@ in $DATA_DIR"\nexit 75\n')
+    python.chmod(0o755)
+    command = call[6].removeprefix("--command=").replace("&)", ")")  # wait for it
+    subprocess.run(["bash", "-c", command], cwd=worker.parent, check=True)
+    assert (worker / "run.status").read_text() == "75\n"
+    said = (worker / "run.log").read_text()
+    assert said == (
+        "-m dnrt_jax.main --config=configs/digits.py --workdir=gs://b/pod --x=1 in data\n"
+    )
+
+
+def test_a_spot_machine_keeps_no_run_on_its_disk(cloud):
+    for arguments in (("/mnt/run",), ()):
+        status, said, calls = cloud("run", "pod", "configs/digits.py", *arguments, SPOT="1")
+        assert (status, calls) == (1, [])
+        assert said.startswith("error: ")
+    assert cloud("run", "pod", "configs/digits.py", SPOT="1", BUCKET="b")[0] == 0
+
+
+def test_a_machine_is_requested_in_the_queue_and_awaited(cloud):
+    states = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    status, said, calls = cloud("create", "pod", states=states, SPOT="1", ZONE="z1")
+    assert status == 0, said
+    assert calls[0] == [
+        *["compute", "tpus", "queued-resources", "create", "pod", "--node-id=pod"],
+        *["--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite"],
+        *["--spot", "--zone=z1"],
+    ]
+    assert len(calls) == 4
+    assert cloud("create", "pod", states=["WAITING_FOR_RESOURCES", "FAILED"])[0] != 0
+
+
+START = ["create", "scp", "ssh", "ssh"]  # of a machine, the code, the packages, the run
+
+
+def test_watching_goes_on_with_a_new_machine_after_a_preemption_until_the_end(cloud, tmp_path):
+    states = ["MISSING", "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
+    states += ["PROVISIONING", "ACTIVE", "ACTIVE"]
+    arguments = ("watch", "pod", "configs/digits.py", "--x=1")
+    status, said, calls = cloud(
+        *arguments,
+        states=states,
+        says=["running running", "running running", "running 0", "0 0"],
+        SPOT="1",
+        BUCKET="b",
+        PRICE="1.2",
+    )
+    assert status == 0, said
+    looks = ["ssh"] * 2
+    end = ["ssh", "ssh", "scp", "scp", "delete"]
+    assert verbs(calls) == [*START, *looks, "delete", *START, *end]
+    runs = [word for call in calls for word in call if "dnrt_jax.main" in word]
+    assert len(runs) == 2
+    assert runs[0] == runs[1]
+    assert "pod: the machine is gone; asking for another" in said
+    assert "pod: finished" in said
+    assert re.search(
+        r"v5litepod-8: 8 chips for 0\.\d\d h, .* USD at 1\.2 USD an hour and chip", said
+    )
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "verdict", "starts"),
+    [
+        (["0 0"], 0, "finished", 1),
+        (["running 1", "1 1"], 1, "failed", 1),
+        (["0 2"], 1, "failed", 1),
+        (["75 143", "0 0"], 0, "finished", 2),  # a process was lost
+        (["1 75"], 1, "failed", 1),
+        (["", "0 0"], 0, "finished", 1),  # no worker answered at first
+    ],
+)
+def test_what_became_of_a_run_is_told_by_all_workers(cloud, says, status, verdict, starts):
+    ended, said, calls = cloud("watch", "pod", "configs/digits.py", "gs://b/r", says=says)
+    assert ended == status, said
+    assert f"pod: {verdict}" in said
+    assert sum("dnrt_jax.main" in word for call in calls for word in call) == starts
+    assert verbs(calls)[-3:] == ["scp", "scp", "delete"]
+
+
+def test_the_logs_of_all_workers_are_fetched(cloud, tmp_path):
+    status, _, calls = cloud("logs", "pod", str(tmp_path / "logs"))
     assert status == 0
-    assert [call[3] for call in calls] == ["delete", "create", "scp", "ssh", "ssh"]
-    assert "--spot" in calls[1]
-    assert all("--zone=z1" in call for call in calls)
+    assert [call[5] for call in calls[1:]] == [
+        str(tmp_path / "logs" / f"worker-{i}.log") for i in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "chips"), [("v5litepod-16", 16), ("v6e-8", 8), ("v4-8", 4), ("v5p-32", 16)]
+)
+def test_the_cost_counts_chips(cloud, accelerator, chips):
+    _, said, _ = cloud("watch", "pod", "configs/digits.py", "gs://b/r", ACCELERATOR=accelerator)
+    assert f"{accelerator}: {chips} chips for" in said
+    assert "USD" not in said
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("create", "pod", "v5litepod-16"),
+        ("create", "pod"),
         ("setup", "pod"),
         ("run", "pod", "configs/digits.py", "w"),
-        ("resume", "pod", "configs/digits.py", "w"),
+        ("watch", "pod", "configs/digits.py", "w"),
+        ("status", "pod"),
         ("log", "pod"),
+        ("logs", "pod"),
         ("fetch", "pod", "w", "results"),
+        ("fetch", "pod", "gs://b/w", "results"),
         ("delete", "pod"),
     ],
 )
 def test_a_dry_run_calls_nothing(cloud, arguments):
     status, printed, calls = cloud("--dry-run", *arguments)
     assert (status, calls) == (0, [])
-    assert "gcloud compute tpus tpu-vm" in printed
+    assert "gcloud " in printed
 
 
-@pytest.mark.parametrize("arguments", [(), ("create",), ("crate", "pod"), ("run", "pod", "x.py")])
+@pytest.mark.parametrize("arguments", [(), ("create",), ("crate", "pod"), ("run", "pod")])
 def test_a_wrong_call_prints_how_to(cloud, arguments):
     status, printed, calls = cloud(*arguments)
     assert (status, calls) == (2, [])
@@ -99,17 +233,40 @@ def test_slurm_starts_the_program_on_every_node_with_its_words_kept_apart(tmp_pa
     )
 
 
+def test_the_manifest_for_gke_starts_the_program_on_every_host_of_the_slice():
+    manifest = yaml.safe_load((ROOT / "scripts" / "gke_jobset.yaml").read_text())
+    (job,) = manifest["spec"]["replicatedJobs"]
+    hosts, pod = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert hosts["parallelism"] == hosts["completions"]
+    chips = hosts["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert chips == math.prod(map(int, topology.split("x")))
+    assert container["command"][:3] == ["python", "-m", "dnrt_jax.main"]
+    args = main._parser().parse_args(container["command"][3:])
+    assert args.workdir.startswith("gs://")
+    validate(load(str(ROOT / args.config), {}))
+
+
 @pytest.mark.parametrize(
-    "path", ["scripts/slurm.sh", "scripts/tpu_vm.sh", "notebooks/dnrt_colab.ipynb"]
+    "path",
+    [
+        "scripts/slurm.sh",
+        "scripts/tpu_vm.sh",
+        "scripts/gke_jobset.yaml",
+        "notebooks/dnrt_colab.ipynb",
+    ],
 )
 def test_what_a_script_or_the_notebook_refers_to_exists(path):
     text = (ROOT / path).read_text()
-    modules = re.findall(r"-m (dnrt_jax[\w.]*)", text)
+    modules = re.findall(r"-m\s+(?:- )?(dnrt_jax[\w.]*)", text)
     assert modules
     for module in modules:
         place = ROOT / module.replace(".", "/")
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
-    for name in re.findall(r"\b(?:configs|scripts|docs)/[\w/]+\.\w+|\brequirements\.txt", text):
+    for name in re.findall(
+        r"\b(?:configs|scripts|docs)/[\w/]+\b(?:\.\w+)?|\brequirements\.txt", text
+    ):
         assert (ROOT / name).exists(), name
     for line in re.findall(r"-m dnrt_jax\.main (--config=configs[^|\n]*)", text):
         words = [word.replace("{epochs}", "2") for word in shlex.split(line.split(" 2>")[0])]
