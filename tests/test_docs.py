@@ -20,6 +20,7 @@ from dnrt_jax.runtime.process import split_overrides
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {  # a pattern of the command: why
     r"hf:": "a network; tests/test_hub.py has a stand-in",
+    r"gs://": "a bucket; tests/faults/test_bucket_runs.py has an emulator",
     r"-m pytest": "the suite itself",
     r"-m dnrt_jax\.benchmark": "tests/test_benchmark.py runs each at small sizes",
     r"--seeds=|--sweep=": "tests/test_sets.py has their like",

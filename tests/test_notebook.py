@@ -20,13 +20,15 @@ def test_its_example_runs_alone():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
-def test_the_notebook_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_the_notebook_runs(tmp_path, monkeypatch, store, place):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.read(PATH, as_version=4)
+    runs = tmp_path / "runs" if place == "disk" else "gs://bucket/notebook"
     notebook.cells = [c for c in notebook.cells if "install" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         cell.source = cell.source.replace(
-            'epochs, runs = 10, "runs/notebook"', f'epochs, runs = 2, "{tmp_path}/runs"'
+            'epochs, runs = 10, "runs/notebook"', f'epochs, runs = 2, "{runs}"'
         )
         cell.source = cell.source.replace("!python ", f"!{sys.executable} ")
     for name, value in environment().items():
