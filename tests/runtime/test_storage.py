@@ -1,5 +1,7 @@
 """Paths on disk and in a bucket, and what a faulty connection to a bucket does to them."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +43,20 @@ def test_a_folder_is_written_listed_read_and_deleted(place):
 def test_another_url_is_refused(text):
     with pytest.raises(StorageError, match=r"give a local path or gs://BUCKET/PATH"):
         storage.path(text)
+
+
+def test_a_folder_on_disk_needs_no_client_of_buckets(tmp_path):
+    code = (
+        "import sys\n"
+        "from dnrt_jax.runtime.workdir import Workdir, read_records\n"
+        f"with Workdir({str(tmp_path / 'run')!r}) as workdir:\n"
+        "    workdir.rewind(0)\n"
+        "    workdir.record({'step': 1})\n"
+        "assert read_records(workdir.path) == [{'step': 1}]\n"
+        "print([name for name in ('gcsfs', 'fsspec', 'aiohttp') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 PASSING = [
