@@ -209,10 +209,14 @@ def test_a_failed_write_leaves_the_files_of_before(tmp_path, monkeypatch):
     weight_files.write(path, state_dict(), description())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def full(path, text):
-        raise OSError(28, "No space left on device")
+    written = []
 
-    monkeypatch.setattr(Path, "write_text", full)  # after the weights, that is
+    def full(file):
+        written.append(file)
+        if len(written) == 2:  # after the weights
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         weight_files.write(path, state_dict(seed=1), description())
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -7,6 +7,7 @@ A path is a pathlib.Path, or for gs://BUCKET/PATH an etils.epath.Path with the s
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -75,18 +76,31 @@ def write(path: AnyPath, data: bytes) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    if not isinstance(path, Path):
-        bucket.write(*split(path), data)
-        return
-    beside = path.with_name(f"{path.name}.tmp")
+    write_all({path: data})
+
+
+def write_all(contents: "Mapping[AnyPath, bytes]") -> None:
+    """Replaces files of one folder, each as a whole; on a disk none of them if one fails.
+
+    Raises:
+      OSError: if one cannot be written.
+    """
+    besides: list[tuple[Path, Path]] = []
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for path, data in contents.items():
+            if not isinstance(path, Path):
+                bucket.write(*split(path), data)
+                continue
+            besides.append((path.with_name(f"{path.name}.tmp"), path))
+            with besides[-1][0].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for beside, path in besides:
+            beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        for beside, _ in besides:
+            beside.unlink(missing_ok=True)
 
 
 def make_folder(path: AnyPath) -> None:

@@ -191,7 +191,7 @@ def _of_timm(content: dict[str, Any]) -> Description:
 
 
 def write(path: AnyPath, state_dict: StateDict, description: Description) -> None:
-    """Writes `path` and the config.json next to it; existing files are replaced.
+    """Writes `path` and the config.json next to it, replacing existing files, on a disk both or none.
 
     Raises:
       WeightsError: if `path` is not *.safetensors, or config.json belongs to something else.
@@ -205,7 +205,7 @@ def write(path: AnyPath, state_dict: StateDict, description: Description) -> Non
 
 
 def write_bytes(path: AnyPath, content: bytes, description: Description) -> None:
-    """Writes `path` and the config.json next to it; existing files are replaced.
+    """Writes `path` and the config.json next to it, replacing existing files, on a disk both or none.
 
     Raises:
       WeightsError: if config.json belongs to something else.
@@ -216,5 +216,4 @@ def write_bytes(path: AnyPath, content: bytes, description: Description) -> None
         raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
     described = {"weights": path.name, **asdict(description)}
     storage.make_folder(path.parent)
-    storage.write(path, content)
-    storage.write(config, json.dumps(described, indent=2).encode() + b"\n")
+    storage.write_all({path: content, config: json.dumps(described, indent=2).encode() + b"\n"})
