@@ -191,7 +191,7 @@ def _of_timm(content: dict[str, Any]) -> Description:
 
 
 def write(path: AnyPath, state_dict: StateDict, description: Description) -> None:
-    """Writes `path` and the config.json next to it, replacing existing files, on a disk both or none.
+    """Writes `path` and the config.json next to it; on a disk both are replaced, or none.
 
     Raises:
       WeightsError: if `path` is not *.safetensors, or config.json belongs to something else.
@@ -205,7 +205,7 @@ def write(path: AnyPath, state_dict: StateDict, description: Description) -> Non
 
 
 def write_bytes(path: AnyPath, content: bytes, description: Description) -> None:
-    """Writes `path` and the config.json next to it, replacing existing files, on a disk both or none.
+    """Writes `path` and the config.json next to it; on a disk both are replaced, or none.
 
     Raises:
       WeightsError: if config.json belongs to something else.
