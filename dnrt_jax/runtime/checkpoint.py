@@ -1,12 +1,13 @@
 """Verified checkpoints, on a disk or in a bucket, written by the first process of a run.
 
-    checkpoints/STEP/arrays.safetensors   all arrays, by path: params/head/kernel
-    checkpoints/STEP/manifest.json        written last, as a whole: checksums of the arrays, their
-                                          shapes, the config, versions, state of the training loop
+    checkpoints/STEP/arrays/...      files of Orbax with all arrays, by path: params/head/kernel
+    checkpoints/STEP/manifest.json   written last, as a whole: checksums of the files, the shapes,
+                                     the config, versions, state of the training loop
 
-A step without a valid manifest is ignored, and arrays are restored only if they match it exactly.
-The manifest holds the SHA-256 of what was to be written; in a bucket also the CRC32C that the store
-computes of what it has, so that a checkpoint is verified without reading it back.
+Orbax does not detect corrupted files or fall back to an older step. Here, a step without a valid
+manifest is ignored, and arrays are restored only if their files match it exactly. In a bucket the
+manifest also holds the CRC32C that the store computes of what it has, so that a checkpoint is
+verified without reading it back.
 """
 
 import hashlib
@@ -18,17 +19,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 import dnrt_jax
-from dnrt_jax.runtime import storage
+from dnrt_jax.runtime import array_files, storage
+from dnrt_jax.runtime.array_files import Arrays
 from dnrt_jax.runtime.errors import CheckpointError
 from dnrt_jax.runtime.storage import AnyPath
 
-ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
-
-Arrays = dict[str, np.ndarray]  # by path in the tree, in its order
+ARRAYS, MANIFEST = "arrays", "manifest.json"
 
 
 class Restored(NamedTuple):
@@ -82,18 +81,17 @@ def write(
     """Writes and verifies the checkpoint of `step`; `before` is called before its manifest.
 
     Raises:
-      CheckpointError: if what is stored differs from what was written.
+      CheckpointError: if Orbax cannot write, or what is stored differs from what was written.
       OSError: errors of the file system or the bucket.
     """
     target = folder / str(step)
     storage.remove(target)  # remains of an interrupted save
     storage.make_folder(target)
-    data = _to_bytes(arrays)
-    storage.write(target / ARRAYS, data)
+    array_files.write(target / ARRAYS, arrays)
     manifest = {
         "step": step,
         "tree": _describe(arrays),
-        "files": {ARRAYS: storage.sha256(data)},
+        "files": _checksums(target),
         "config": config,
         "extra": extra,
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
@@ -119,8 +117,7 @@ def verify(folder: AnyPath, step: int) -> dict[str, Any]:
     if storage.is_remote(folder) and "crc32c" in manifest:
         seen, wanted = storage.crc32c(place), manifest["crc32c"]
     else:
-        seen = {name: storage.sha256(storage.read(place / name)) for name in storage.files(place)}
-        wanted = manifest["files"]
+        seen, wanted = _checksums(place), manifest["files"]
     seen.pop(MANIFEST, None)
     _compare(seen, wanted, place)
     return manifest
@@ -195,22 +192,14 @@ def _manifest(folder: AnyPath, step: int) -> dict[str, Any]:
         valid, manifest = False, {}
     if not valid:
         raise CheckpointError(f"checkpoint of step {step} is damaged: {path}")
-    if ARRAYS not in manifest["files"]:
-        raise CheckpointError(
-            f"{path.parent}: a checkpoint of dnrt_jax {manifest['versions']['dnrt_jax']}, which "
-            f"kept its arrays in other files; go on with that version"
-        )
     return manifest
 
 
 def _arrays(place: AnyPath, manifest: dict[str, Any]) -> Arrays:
     """The arrays of a checkpoint, verified."""
-    try:
-        data = storage.read(place / ARRAYS)
-    except FileNotFoundError:
-        data = b""
-    _compare({ARRAYS: storage.sha256(data)}, manifest["files"], place)
-    return _from_bytes(data, manifest["tree"])
+    with array_files.local_copy(place / ARRAYS) as folder:
+        _compare(_checksums(folder, f"{ARRAYS}/"), manifest["files"], place)
+        return array_files.read(folder, list(manifest["tree"]))
 
 
 def _compare(seen: dict[str, str], wanted: dict[str, str], place: AnyPath) -> None:
@@ -250,15 +239,10 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
-def _to_bytes(arrays: Arrays) -> bytes:
-    # safetensors does not know the dtypes of ml_dtypes, as bfloat16: integers of their size then.
-    known = {n: x.view(f"u{x.itemsize}") if x.dtype.kind == "V" else x for n, x in arrays.items()}
-    return safetensors.numpy.save(known)
-
-
-def _from_bytes(data: bytes, tree: dict[str, str]) -> Arrays:
-    stored = safetensors.numpy.load(data)
-    return {name: stored[name].view(text.partition("[")[0]) for name, text in tree.items()}
+def _checksums(folder: AnyPath, prefix: str = "") -> dict[str, str]:
+    """SHA-256 of all files below a folder."""
+    of = lambda name: storage.sha256(storage.read(folder / name))
+    return {f"{prefix}{name}": of(name) for name in storage.files(folder)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

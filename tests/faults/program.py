@@ -8,15 +8,17 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from dnrt_jax import main, run
-from dnrt_jax.runtime import checkpoint, lock, spool, storage, workdir
+from dnrt_jax.runtime import array_files, checkpoint, lock, spool, storage, workdir
 from dnrt_jax.tasks import arrays
 from dnrt_jax.training import dispatch, metrics
 
@@ -49,6 +51,10 @@ def after(owner, name, action, at=1):
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_soon():
+    threading.Timer(0.05, die).start()  # writing takes a quarter of a second
 
 
 def ask_to_stop(number=signal.SIGTERM):
@@ -176,9 +182,10 @@ def short_lock():
 
 FAULTS = {
     "none": lambda: None,
-    "kill before arrays": lambda: before_writing(checkpoint.ARRAYS, die, 2),
+    "kill before arrays": lambda: before(array_files, "write", die, 2),
+    "kill in arrays": lambda: before(ocp.Checkpointer, "save", die_soon, 2),
     "kill before manifest": lambda: before_writing(checkpoint.MANIFEST, die, 2),
-    "kill before rename": lambda: before_renaming(checkpoint.ARRAYS, die, 2),
+    "kill before rename": lambda: before_renaming(checkpoint.MANIFEST, die, 2),
     "kill in verify": lambda: before(checkpoint, "verify", die, 2),
     "kill in sweep": half_a_sweep,
     "stop in compile": lambda: before(run, "calendar_of", ask_to_stop),
@@ -189,7 +196,7 @@ FAULTS = {
     "stop twice": lambda: before_writing(checkpoint.MANIFEST, twice, 2),
     "nan parameter": lambda: poisoned(nan_parameter, 12),
     "bad label": lambda: bad_label_at(12),
-    "disk full at save": lambda: before_writing(checkpoint.ARRAYS, disk_is_full, 2),
+    "disk full at save": lambda: before(ocp.Checkpointer, "save", disk_is_full, 2),
     "disk full at record": lambda: before(workdir.Workdir, "record", disk_is_full, 3),
     "no space": lambda: setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1)),
     "clock and host": clock_and_host,

@@ -41,7 +41,14 @@ def errors_of(text):
 
 @pytest.mark.parametrize(
     ("stage", "dispatch"),
-    cases(["before manifest"], ["before arrays"], ["before rename"], ["in verify"], ["in sweep"]),
+    cases(
+        ["before manifest"],
+        ["before arrays"],
+        ["in arrays"],
+        ["before rename"],
+        ["in verify"],
+        ["in sweep"],
+    ),
 )
 def test_a_kill_during_a_save_loses_nothing_that_was_saved(
     undisturbed, run, tmp_path, stage, dispatch
