@@ -123,7 +123,7 @@ def test_trained_on_digits_each_member_is_as_good_as_a_run_of_its_own(model, dev
         own, member = evaluate(state), evaluate(trainer.state(i))
         count = own["confusion"].sum()
         print(devices, model["name"], i, own["test/acc"], member["test/acc"])
-        assert own["test/acc"] > 0.9
+        assert own["test/acc"] > 0.8
         assert abs(own["test/acc"] - member["test/acc"]) * count <= 2
 
 
