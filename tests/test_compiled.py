@@ -50,17 +50,17 @@ def test_the_collectives_of_a_step_are_those_planned(tpu):
     assert gradients <= tpu["all-reduce, results"] <= 1.1 * gradients
 
 
-def test_the_data_set_lies_on_a_tpu_once_and_as_one_copy(tpu):
-    assert tpu["copies of the data set"] == 1  # into another layout, at each dispatch
-    assert tpu["outside the loop"] == pytest.approx(7.69, rel=0.05)
+def test_the_data_set_lies_on_a_tpu_once_and_is_not_copied(tpu):
+    assert tpu["copies of the data set"] == 0
+    assert tpu["outside the loop"] < 0.2  # the state is packed and unpacked
 
 
 def test_a_tpus_cycles_are_what_they_were(tpu):
-    assert tpu["step"] == pytest.approx(0.980, rel=0.05)
+    assert tpu["step"] == pytest.approx(0.863, rel=0.05)
     assert tpu["step"] == pytest.approx(sum(tpu[name] for name in compiled.PARTS))
     named = ("attention", "MLP", "norms", "optimiser", "loss and ARR")
     assert min(tpu[name] for name in named) > 0.02
-    assert tpu["rest"] < 0.05 * tpu["step"]
+    assert tpu["rest"] < 0.06 * tpu["step"]
 
 
 def test_single_elements_are_gathered_for_labels_and_counts_alone(tpu):
@@ -71,9 +71,10 @@ def test_single_elements_are_gathered_for_labels_and_counts_alone(tpu):
 def test_the_augmentation_on_a_tpu_costs_what_it_did(augmented):
     assert augmented["float64 arrays"] == 0
     assert augmented["all-gather"] == 1
-    assert augmented["step"] == pytest.approx(1.448, rel=0.05)
-    assert augmented["augmentation"] == pytest.approx(0.392, rel=0.05)
-    assert (augmented["scalar gathers"], augmented["scalar scatters"]) == (31, 2)
+    assert augmented["step"] == pytest.approx(1.291, rel=0.05)
+    assert augmented["augmentation"] == pytest.approx(0.368, rel=0.05)
+    # As without it: of labels and counts.
+    assert (augmented["scalar gathers"], augmented["scalar scatters"]) == (4, 1)
 
 
 @pytest.mark.slow
@@ -82,8 +83,8 @@ def test_a_gpus_kernels_and_bytes_are_what_they_were():
         pytest.skip("needs JAX's CUDA plug-in")
     gpu = rows("gpu:h100")
     assert gpu["float64 arrays"] == gpu["copies of the data set"] == 0
-    assert gpu["kernels"] == pytest.approx(286, rel=0.05)
-    assert gpu["bytes"] == pytest.approx(0.927, rel=0.05)
+    assert gpu["kernels"] == pytest.approx(172, rel=0.05)
+    assert gpu["bytes"] == pytest.approx(0.804, rel=0.05)
 
 
 @pytest.mark.parametrize(
