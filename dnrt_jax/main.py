@@ -235,8 +235,8 @@ def _train(
     from dnrt_jax.runtime import multihost
     from dnrt_jax.runtime.profiling import Profile
 
-    for name, workdir in folder.members.items():
-        workdir.write_json("classes.json", experiments[name].task.class_names)
+    for name, experiment in experiments.items():
+        folder.members[name].write_json("classes.json", experiment.task.class_names)
     first = next(iter(experiments.values()))
     task, config = first.task, first.config
     if multihost.is_main():
@@ -253,7 +253,7 @@ def _train(
                 Run(name, experiment, folder.members[name], fresh.get(name))
                 for name, experiment in experiments.items()
             ]
-            folder.start()
+            folder.start(run.name for run in runs if run.is_active)
             ended = train.fit(runs, stop, folder, Profile(folder.local / "profile", profile))
         except jax.errors.JaxRuntimeError:
             multihost.await_word(config.parallel.heartbeat_seconds)

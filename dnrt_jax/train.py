@@ -75,7 +75,8 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
             for run, record in group.advance(progress):
                 for line in folder.add(run.name, record):
                     progress.show(line)
-            for line in (x for run in group.runs if run.failure for x in folder.stop(run.name)):
+            ended = (run.name for run in group.runs if not run.is_active)
+            for line in (line for name in ended for line in folder.stop(name)):
                 progress.show(line)
             profile.after(sum(run.step for run in group.runs) - before)
             if stopping := multihost.any_process(bool(stop.signal)):

@@ -8,7 +8,7 @@ and in DIR, or with several settings in DIR/SETTING, metrics.jsonl and TensorBoa
 the mean over the seeds of every number of the records and, as deviation/NAME, its deviation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,10 @@ class SetFolder:
         self._own.write_json(MEMBERS, command | {"trained": list(unfinished)})
         return unfinished
 
-    def start(self) -> None:
-        """Records the means anew, from the records of the members as they are after a kill."""
+    def start(self, active: Iterable[str]) -> None:
+        """Records the means anew, from the records of the members as they are after a kill. Those
+        that are not active have no more to come."""
+        self._stopped = set(self.members) - set(active)
         for setting, means in self._means.items():
             means.rewind(0)
             for name in self._settings[setting]:
@@ -107,7 +109,7 @@ class SetFolder:
         yield from self._complete(setting)
 
     def stop(self, name: str) -> Iterator[Line]:
-        """Means do without this member from now on; yields what waited for it."""
+        """Takes it that a member has no more records to come; yields what waited for it."""
         self._stopped.add(name)
         if (setting := self._setting[name]) in self._means:
             yield from self._complete(setting)
