@@ -19,7 +19,14 @@ API = {  # page: (title, modules)
     "models": ("Models", ["models"]),
     "weights": (
         "Weights",
-        ["convert", "inference", "stablehlo", "runtime.weight_files", "runtime.hub"],
+        [
+            "torch_weights",
+            "convert",
+            "inference",
+            "stablehlo",
+            "runtime.weight_files",
+            "runtime.hub",
+        ],
     ),
     "config": ("Config", ["config", "config_file", "fields"]),
     "tasks": ("Tasks", ["tasks", "tasks.base", "tasks.arrays"]),

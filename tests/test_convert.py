@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from golden_files import assert_close, below, load
 
-from dnrt_jax import convert, experiment, models
+from dnrt_jax import convert, experiment, models, torch_weights
 from dnrt_jax.config import default, validate
 from dnrt_jax.runtime import weight_files
 from dnrt_jax.runtime.errors import ConfigError
@@ -131,7 +131,7 @@ def test_positions_are_resampled_as_timm_does(old, new):
     grid = torch.tensor(positions[:, 1:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
     grid = functional.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
     expected = grid.permute(0, 2, 3, 1).reshape(1, new * new, 6).numpy()
-    actual = convert.resample_positions(positions, 1 + new * new)
+    actual = torch_weights.resample_positions(positions, 1 + new * new)
     np.testing.assert_allclose(actual[:, 1:], expected, atol=3e-6)
     np.testing.assert_array_equal(actual[:, 0], positions[:, 0])
 

@@ -55,7 +55,7 @@ def test_the_api_has_what_the_package_offers_with_its_arguments(site):
         "arr": ["arr.init", "arr.update", "arr.lookup", "arr.loss", "arr.Centroids"],
         "nnx": ["nnx.RAA", "nnx.record"],
         "models": ["models.create", "models.registry", "models.vit.ViT", "models.resnet.ResNet"],
-        "weights": ["convert.from_torch", "convert.to_torch", "runtime.hub.fetch"],
+        "weights": ["torch_weights.from_torch", "torch_weights.to_torch", "runtime.hub.fetch"],
     }.items():
         text = (site / "api" / f"{page}.html").read_text()
         for name in names:

@@ -89,7 +89,7 @@ def _epochs(built: Experiment, rounds: int) -> np.ndarray:
         with SetFolder(Path(place) / "run", {"": [""]}) as folder:
             one = Run("", built, folder.members[""])
             folder.members[""].tracker = clock
-            folder.start()
+            folder.start([""])
             train.fit([one], stop, folder, Profile(Path(place), 0))
     return np.diff(clock.times)[-rounds:]
 

@@ -184,7 +184,7 @@ def test_after_the_first_epoch_nothing_is_compiled(config, tmp_path, dispatch):
             run = Run("", built, folder.members[""])
             log = lambda record: seen.append((record["epoch"], len(compiled)))
             folder.members[""].tracker = SimpleNamespace(log=log, close=lambda: None)
-            folder.start()
+            folder.start([""])
             train_loop.fit([run], stop, folder, Profile(tmp_path, 0))
 
     with counted_compilations() as compiled:
