@@ -38,7 +38,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std
 
 
 def load(
-    source: "AnyPath | str", checkpoint: str = "latest"
+    source: "storage.AnyPath | str", checkpoint: str = "latest"
 ) -> tuple[StateDict, Description | None]:
     """Loads weights and, if known, their description.
 
