@@ -98,6 +98,25 @@ def test_a_loop_in_the_step_runs_as_often_as_is_known(program):
     assert "g" in {i.name for i, _ in program.running("body.1", deep=True)}
 
 
+def test_the_condition_of_a_loop_tells_how_often_it_runs():
+    """As in a scan that the TPU's compiler has changed."""
+    told = ', backend_config={"known_trip_count":{"n":"3"}}'
+    condition = """\
+%counts (q: (s32[], f32[8])) -> pred[] {
+  %two = s32[] constant(2)
+  %q.2 = (s32[], f32[8]{0}) parameter(0)
+  %k = s32[] get-tuple-element(%q.2), index=0
+  ROOT %less = pred[] compare(%k, %two), direction=LT
+}
+
+%body.1 ("""
+    text = TEXT.replace(told, "").replace("%body.1 (", condition, 1)
+    times = lambda text: {i.name: times for i, times in hlo.parse(text).running("body.1")}["m"]
+    assert times(text) == 1
+    text = text.replace("condition=%holds, body=%inner", "condition=%counts, body=%inner")
+    assert times(text) == 2
+
+
 def test_a_branch_and_a_call_run_what_they_name():
     text = """
 %one (p: f32[2]) -> f32[2] {

@@ -3,7 +3,7 @@
 A program is computations, lists of instructions. What runs is the entry computation and, through
 loops, calls and branches, what it calls. A fusion is one instruction that runs at once: its inner
 instructions tell what it does (`deep=True` looks into it), not when. Loops inside the step count
-as often as the compiler knows them to run, else once; of a branch every side counts.
+as often as is known for them to run, else once; of a branch every side counts.
 """
 
 import math
@@ -22,7 +22,8 @@ FREE = {
 
 
 class Instruction(NamedTuple):
-    """result: its type, as "f32[2,3]{1,0}" or a tuple of them. attributes: the rest of its line."""
+    """result: its type, as "f32[2,3]{1,0}" or a tuple of them. operands: their names; of a constant
+    its value. attributes: the rest of its line."""
 
     name: str
     result: str
@@ -82,9 +83,22 @@ class Program(NamedTuple):
             yield instruction, times
             if instruction.opcode == "fusion" and not deep:
                 continue
-            inner = times * _trips(instruction)
+            inner = times * self._trips(instruction)
             for name in instruction.called:
                 yield from self.running(name, deep=deep, times=inner)
+
+    def _trips(self, instruction: Instruction) -> int:
+        """How often a loop runs: as the compiler says, or by its condition if that compares a
+        count, from 0, with a constant."""
+        if told := _first(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
+            return int(told)
+        if instruction.opcode != "while":
+            return 1
+        condition = {i.name: i for i in self.computations[instruction.called[0]]}
+        *_, last = condition.values()
+        bound = condition.get(last.operands[-1]) if last.opcode == "compare" else None
+        is_count = bound and bound.opcode == "constant" and "direction=LT" in last.attributes
+        return int(bound.operands[0]) if bound and is_count else 1
 
     def loop(self) -> str:
         """The body of the largest loop that the entry runs: the step of a dispatch of many.
@@ -132,7 +146,8 @@ def _instruction(line: str) -> Instruction | None:
     result, rest = rest[:end], rest[end:].lstrip()
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest) - 2
-    operands = tuple(re.findall(r"%([\w.-]+)", rest[:end]))
+    names = re.findall(r"%([\w.-]+)", rest[:end])
+    operands = (rest[:end],) if opcode == "constant" else tuple(names)
     return Instruction(name, result, opcode, operands, rest[end + 1 :])
 
 
@@ -162,10 +177,6 @@ def _frames(text: str) -> dict[int, list[str]]:
         parent = calls.get(number("parent_frame_id", row) - 1, [])
         calls[frame] = [*parent, f"{file}:{function}"]
     return calls
-
-
-def _trips(instruction: Instruction) -> int:
-    return int(_first(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes) or 1)
 
 
 def size(result: str) -> int:

@@ -94,15 +94,17 @@ def _tap_weights(fraction: jax.Array, bicubic: jax.Array) -> tuple[jax.Array, ..
 
 
 class _Taps(NamedTuple):
-    """The 4 x 4 pixels around the point of each output pixel, for P = H W output pixels.
+    """The 4 x 4 pixels around the point of each of P = H W output pixels.
 
-    rows, columns: i32[4, P], within the image; their weights f32[4, P]; inside: bool[P].
+    top, left: i32[P], the second of the four rows and columns, which may lie outside the image:
+    the pixels there are those of its edge. weights_y, weights_x: f32[P] for each of the four.
+    inside: bool[P], whether the point is in the image.
     """
 
-    rows: jax.Array
-    columns: jax.Array
-    weights_y: jax.Array
-    weights_x: jax.Array
+    top: jax.Array
+    left: jax.Array
+    weights_y: tuple[jax.Array, ...]
+    weights_x: tuple[jax.Array, ...]
     inside: jax.Array
 
 
@@ -122,14 +124,16 @@ def affine(image: jax.Array, matrix: jax.Array, bicubic: jax.Array, fill: np.nda
 
 def interpolate_by_gather(image: jax.Array, taps: _Taps) -> jax.Array:
     """The weighted sums f32[P, C] of the taps of u8[H, W, C]."""
-    channels = image.shape[-1]
+    height, width, channels = image.shape
     # One 32-bit gather for all channels instead of one per channel.
     shifts = 8 * np.arange(channels, dtype=np.uint32)
     packed = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32).reshape(-1)
+    around = lambda first, size: [jnp.clip(first + k, 0, size - 1) for k in (-1, 0, 1, 2)]
+    rows, columns = around(taps.top, height), around(taps.left, width)
     total = jnp.zeros((len(packed), channels), jnp.float32)
-    for row, weight_y in zip(taps.rows * image.shape[1], taps.weights_y, strict=True):
-        for column, weight_x in zip(taps.columns, taps.weights_x, strict=True):
-            pixel = (packed[row + column][..., None] >> shifts) & 255
+    for row, weight_y in zip(rows, taps.weights_y, strict=True):
+        for column, weight_x in zip(columns, taps.weights_x, strict=True):
+            pixel = (packed[row * width + column][..., None] >> shifts) & 255
             total += (weight_y * weight_x)[..., None] * pixel.astype(jnp.float32)
     return total
 
@@ -137,17 +141,25 @@ def interpolate_by_gather(image: jax.Array, taps: _Taps) -> jax.Array:
 def interpolate_by_product(image: jax.Array, taps: _Taps) -> jax.Array:
     """As `interpolate_by_gather`: for each output pixel its taps' columns of all rows, by a product
     with their weights, then a weighted sum over the rows."""
-
-    def spread(indices, weights, size):
-        """The weights f32[size, P] of all rows or columns."""
-        hits = indices[:, None] == jnp.arange(size)[:, None]
-        return jnp.where(hits, weights[:, None], 0).sum(0)
-
     height, width, _ = image.shape
-    across = spread(taps.columns, taps.weights_x, width)
-    planes = image.transpose(2, 0, 1).astype(jnp.float32)
-    wide = jnp.einsum("cyx,xp->cyp", planes, across, precision="highest")
-    return (spread(taps.rows, taps.weights_y, height) * wide).sum(1).T
+    planes = jnp.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge").transpose(2, 0, 1)
+
+    def spread(first, weights, size):
+        """The weights f32[size + 4, P] of all rows or columns."""
+        tap, found = jnp.arange(-1, size + 3)[:, None] - first, jnp.float32(0)
+        for k, weight in enumerate(weights):
+            found = jnp.where(tap == k, weight, found)
+        return found
+
+    # The bits of a weight in three parts of bfloat16, which holds the pixels: one product for six.
+    parts, rest = [], spread(taps.left, taps.weights_x, width)
+    for _ in range(3):
+        parts.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
+        rest = rest - parts[-1]
+    across = jnp.concatenate(parts).astype(jnp.bfloat16)
+    planes = jnp.tile(planes.astype(jnp.bfloat16), 3)
+    wide = jnp.einsum("cyx,xp->cyp", planes, across, preferred_element_type=jnp.float32)
+    return (spread(taps.top, taps.weights_y, height) * wide).sum(1).T
 
 
 def _taps(height: int, width: int, matrix: jax.Array, bicubic: jax.Array) -> _Taps:
@@ -157,12 +169,6 @@ def _taps(height: int, width: int, matrix: jax.Array, bicubic: jax.Array) -> _Ta
     x, y = a * x + b * y + c, d * x + e * y + f
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-
-    def around(first, size):
-        return jnp.stack(
-            [jnp.clip(first.astype(jnp.int32) + k, 0, size - 1) for k in (-1, 0, 1, 2)]
-        )
-
-    weights_x = jnp.stack(_tap_weights(x - 0.5 - left, bicubic))
-    weights_y = jnp.stack(_tap_weights(y - 0.5 - top, bicubic))
-    return _Taps(around(top, height), around(left, width), weights_y, weights_x, inside)
+    weights_x = _tap_weights(x - 0.5 - left, bicubic)
+    weights_y = _tap_weights(y - 0.5 - top, bicubic)
+    return _Taps(top.astype(jnp.int32), left.astype(jnp.int32), weights_y, weights_x, inside)
