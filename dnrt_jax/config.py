@@ -297,7 +297,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Tries similar dotted names, then `WORDS`, then the last part of the name in other sections.
     """
     known, word = list(known), name.split(".")[-1]
-    tails = {k.split(".")[-1]: k for k in known}
+    tails = {k.split(".")[-1]: k for k in reversed(known)}  # the first of several
     near = difflib.get_close_matches(name, known, 1, 0.75)
     near = near or [WORDS[w] for w in (word,) if w in WORDS]
     near = near or [tails[t] for t in difflib.get_close_matches(word, tails, 1)]

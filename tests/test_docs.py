@@ -22,6 +22,7 @@ NOT_RUN = {  # a pattern of the command: why
     r"hf:": "a network; tests/test_hub.py has a stand-in",
     r"gs://": "a bucket; tests/faults/test_bucket_runs.py has an emulator",
     r"-m pytest": "the suite itself",
+    r"-m dnrt_jax\.main$": "the name of the program",
     r"-m dnrt_jax\.benchmark": "tests/test_benchmark.py runs each at small sizes",
     r"--seeds=|--sweep=": "tests/test_sets.py has their like",
     r"reproduce\.py table4": "the same as benchmark table4",

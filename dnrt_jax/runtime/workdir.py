@@ -176,7 +176,7 @@ def read_json(path: AnyPath) -> Any:
     """
     try:
         return json.loads(storage.read(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise WorkdirError(f"{path}: damaged ({error}); repair or delete it") from None

@@ -88,8 +88,9 @@ def cudnn(monkeypatch):
     """cuDNN's attention by its definition, as there is no GPU; which lengths it was given."""
     given = []
 
-    def defined(q, k, v, *, key_value_seq_lengths, implementation):
+    def defined(q, k, v, *, query_seq_lengths=None, key_value_seq_lengths=None, implementation):
         assert implementation == "cudnn"
+        assert (query_seq_lengths is None) == (key_value_seq_lengths is None)
         assert q.shape[1] % 2 == k.shape[1] % 2 == 0, "odd lengths are refused"
         given.append((q.shape[1], k.shape[1], key_value_seq_lengths is not None))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5

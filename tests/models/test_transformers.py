@@ -10,7 +10,7 @@ import pytest
 from golden_files import FOLDER, assert_close, load
 
 from dnrt_jax import convert, models
-from dnrt_jax.models import cait, layers, pvt, tnt
+from dnrt_jax.models import attention, cait, layers, pvt, tnt
 from dnrt_jax.runtime.errors import ModelError
 
 ZOO = json.loads((FOLDER / "zoo.json").read_text())
@@ -153,7 +153,7 @@ def test_plain_deit_is_vit():
 
 def test_talking_heads_that_stay_silent_are_plain_attention():
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-    talking, plain = cait.TalkingHeadsAttention(2), layers.Attention(2)
+    talking, plain = cait.TalkingHeadsAttention(2), attention.Attention(2)
     params = parameters(plain, x, False)
     silent = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
     y = run(talking, {**params, "proj_l": silent, "proj_w": silent}, x, False)
@@ -162,7 +162,7 @@ def test_talking_heads_that_stay_silent_are_plain_attention():
 
 def test_spatial_reduction_by_one_is_plain_attention():
     x = jax.random.normal(jax.random.key(0), (2, 4, 8))
-    reduced, plain = pvt.SpatialReductionAttention(2, sr_ratio=1), layers.Attention(2)
+    reduced, plain = pvt.SpatialReductionAttention(2, sr_ratio=1), attention.Attention(2)
     params = parameters(plain, x, False)
     half = lambda part: jax.tree.map(lambda p: p[..., part], params["qkv"])
     split = {"q": half(slice(8)), "kv": half(slice(8, None)), "proj": params["proj"]}
