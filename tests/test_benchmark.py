@@ -186,11 +186,13 @@ def test_the_peer_is_the_same_mathematics():
     assert min(train.ratio or 0, infer_row.ratio or 0) > 0
 
 
-def test_the_loop_is_compared_with_its_steps(capsys):
+def test_the_loop_is_compared_with_its_steps(capsys, monkeypatch):
+    *_, (case, fields) = loop.CASES.items()  # with all that the others have
+    monkeypatch.setattr(loop, "CASES", {case: fields})
     small = ["--model=mlp", "--batch_size=8", "--seconds=0.02", "--eval_samples=16", "--rounds=2"]
     rows = run(capsys, "loop", *small)
-    assert [row["case"] for row in rows] == list(loop.CASES)
-    assert all(row["ours"] > 0 and row["other"] > 0 for row in rows)
+    assert [row["case"] for row in rows] == [case]
+    assert min(rows[0]["ours"], rows[0]["other"]) > 0
 
 
 def test_startup_compares_cold_and_warm(capsys, monkeypatch):

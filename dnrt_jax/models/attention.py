@@ -111,7 +111,7 @@ def _cudnn_attention(q: Array, k: Array, v: Array, keys: int) -> Array:
     """`MultiHead.attend` without dropout. Rows of padded queries are computed like the others, as
     cuDNN leaves rows undefined that it is told to leave out."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    lengths: dict[str, Array] = {}
+    lengths: dict[str, Any] = {}
     if keys < k.shape[1]:
         # Made from q, as under jax.vmap JAX's rule for this attention wants lengths that are mapped
         # like it. XLA folds the zeros.

@@ -79,8 +79,9 @@ class Arrays:
         data = jax.device_put(data, replicated(mesh))
 
         def steps(state: Any, data: Batch) -> Any:
-            batch = lambda part: take(data, *part, split(mesh), self.inputs.shape[1:])
-            return jax.lax.map(lambda part: step(state, batch(part)), (rows, mask))
+            shape = self.inputs.shape[1:]
+            batch = lambda rows, mask: take(data, rows, mask, split(mesh), shape)
+            return jax.lax.map(lambda part: step(state, batch(*part)), (rows, mask))
 
         run = jax.jit(steps, out_shardings=replicated(mesh))
 

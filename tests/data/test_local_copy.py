@@ -19,7 +19,9 @@ def source(store, tmp_path, monkeypatch):
     """A folder for data sets in a bucket; copies lie below tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     local_copy.of.cache_clear()
-    return storage.path(f"gs://{BUCKET}/{tmp_path.name}")
+    yield storage.path(f"gs://{BUCKET}/{tmp_path.name}")
+    while local_copy._in_use:
+        local_copy._in_use.pop().close()
 
 
 def put(source, files):

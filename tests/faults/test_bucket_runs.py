@@ -38,7 +38,8 @@ def interrupted(running_store, run, tmp_path_factory):
     variables = running_store.environment
     status, errors = run("kill before manifest", place, **variables)
     assert status == -signal.SIGKILL, errors
-    running_store.faults += [
+    running_store.faults += [  # the first that fits a request is taken
+        Fault("lose answer", "POST /upload.*lock"),
         Fault("status", "POST /upload.*arrays", 1, 429),
         Fault("status", "manifest", 1, 503),
         Fault("cut upload", "POST /upload.*arrays"),
@@ -47,7 +48,6 @@ def interrupted(running_store, run, tmp_path_factory):
         Fault("cut download", "alt=media.*"),
         Fault("shorten download", "arrays.*alt=media"),
         Fault("wrong byte down", "arrays.*alt=media"),
-        Fault("lose answer", "POST /upload.*lock"),
     ]
     status, errors = run("none", place, **variables)
     assert status == 0, errors
