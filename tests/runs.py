@@ -1,9 +1,12 @@
-"""The real program as a process on a small run, and what it leaves."""
+"""The real program on a small run, as a process or in this one, and what it leaves."""
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +62,18 @@ def run(*args, **kwargs):
     return subprocess.run(
         command(*args, **kwargs), cwd=ROOT, env=environment(), capture_output=True, text=True
     )
+
+
+def here(*arguments, module="main"):
+    """A program in this process, by its `main(argv)`, which saves the start of a process; it sees
+    the devices of the tests. The exit status and what it prints are those of the command."""
+    out, errors, status = StringIO(), StringIO(), 0
+    with chdir(ROOT), redirect_stdout(out), redirect_stderr(errors):
+        try:
+            status = import_module(f"dnrt_jax.{module}").main([*map(str, arguments)])
+        except SystemExit as ended:
+            status = ended.code
+    return subprocess.CompletedProcess(arguments, status or 0, out.getvalue(), errors.getvalue())
 
 
 def content(workdir):

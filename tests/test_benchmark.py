@@ -186,6 +186,7 @@ def test_the_peer_is_the_same_mathematics():
     assert min(train.ratio or 0, infer_row.ratio or 0) > 0
 
 
+@pytest.mark.slow
 def test_the_loop_is_compared_with_its_steps(capsys, monkeypatch):
     *_, (case, fields) = loop.CASES.items()  # with all that the others have
     monkeypatch.setattr(loop, "CASES", {case: fields})

@@ -142,8 +142,8 @@ def clone(tmp_path_factory):
     return folder
 
 
-# Ten seconds and more each.
-LONG = re.compile(r"report|scripts|graphsage|dgraph|cifar10_cnn|--out=grid")
+# What trains or draws; README's first training is run for `clone`.
+LONG = re.compile(r"report|scripts|graphsage|dgraph|cora|finetune|config\.train|--out=grid")
 
 
 @pytest.mark.parametrize(

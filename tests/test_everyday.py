@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from runs import ROOT, assert_same_run, command, environment, program, run
+from runs import ROOT, assert_same_run, command, environment, here, run
 from test_main import killed_at
 
 from dnrt_jax.config import default
@@ -57,8 +57,8 @@ def test_a_run_ends_when_evaluations_get_no_better(still):
     summary = json.loads((workdir / "summary.json").read_text())
     assert (summary["step"], summary["ended_early"]) == (20, True)  # it is evaluated every 10
     flags = ["--config.train.tracker=none"]
-    assert "finished at step 20" in program(f"--workdir={workdir}", *flags).stdout
-    done = program(f"--workdir={workdir}", *flags, "--config.train.patience=0")
+    assert "finished at step 20" in here(f"--workdir={workdir}", *flags).stdout
+    done = here(f"--workdir={workdir}", *flags, "--config.train.patience=0")
     assert done.returncode == 0, done.stderr
     assert "ended_early" not in (workdir / "summary.json").read_text()
     assert read_records(workdir)[-1]["step"] == 44

@@ -150,6 +150,7 @@ def test_without_a_network_the_cache_is_read(hub, monkeypatch):
     assert hub_client.fetch(f"hf:{NAME}") == path
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_commit_that_it_started_from(hub, tmp_path):
     grey = TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | {"mean": [0.5], "std": [0.2]}}
     weights = PUBLIC | {"patch_embed.proj.weight": PUBLIC["patch_embed.proj.weight"][:, :1].copy()}

@@ -15,15 +15,7 @@ import time
 
 import jax
 import pytest
-from runs import ROOT, assert_same_run, command, environment, program, run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "whole"
-    done = run(workdir)
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+from runs import ROOT, assert_same_run, command, environment, here, program, run
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +33,21 @@ def whole(finished, tmp_path_factory):
     return get
 
 
+def typed(workdir, *arguments):
+    """The words after `python -m dnrt_jax.main` with which `run` starts a run."""
+    return command(workdir, *arguments)[3:]
+
+
 def records_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_what_the_design_names(finished):
-    workdir, done = finished
-    assert re.search(r"Finished. Test accuracy 0\.\d{4}", done.stdout)
-    assert str(workdir) in done.stdout.splitlines()[-1]  # where the results are
-    assert "compiling" in done.stderr
-    assert re.search(r"step 10 \| epoch 0\.\d+ \| \d\d:\d\d:\d\d, \d\d:\d\d left", done.stderr)
+    workdir, printed = finished
+    assert re.search(r"Finished. Test accuracy 0\.\d{4}", printed.out)
+    assert str(workdir) in printed.out.splitlines()[-1]  # where the results are
+    assert "compiling" in printed.err
+    assert re.search(r"step 10 \| epoch 0\.\d+ \| \d\d:\d\d:\d\d, \d\d:\d\d left", printed.err)
     names = {path.name for path in workdir.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "curves.png"}
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -82,12 +79,12 @@ def test_what_a_run_compiles_is_kept_by_version_and_host(tmp_path):
 
 def test_a_finished_run_says_so_and_ends_well(finished):
     workdir, _ = finished
-    again = run(workdir)
+    again = here(f"--workdir={workdir}")
     assert again.returncode == 0
     assert "finished at step 44" in again.stdout
 
 
-@pytest.mark.parametrize("flags", [[], ["--checkpoint=44"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--checkpoint=44"], marks=pytest.mark.slow)])
 def test_the_folder_is_enough_to_evaluate_with_the_digits_of_training(finished, flags):
     workdir, _ = finished
     done = program(f"--workdir={workdir}", "--eval_only", *flags)
@@ -98,8 +95,8 @@ def test_the_folder_is_enough_to_evaluate_with_the_digits_of_training(finished, 
     assert "test/loss_arr" in printed
 
 
-def killed_at(workdir, seconds, *flags):
-    """Starts the program and kills it some seconds after its first record of training."""
+def killed_at(workdir, seconds, *flags, record="step "):
+    """Starts the program and kills it some seconds after its first record that begins so."""
     process = subprocess.Popen(
         command(workdir, *flags),
         cwd=ROOT,
@@ -108,36 +105,31 @@ def killed_at(workdir, seconds, *flags):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_records(process)
+    wait_for_records(process, record)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
-def wait_for_records(process):
+def wait_for_records(process, start="step "):
     for line in process.stderr:
-        if line.startswith("step "):
+        if line.startswith(start):
             return
 
 
-@pytest.mark.parametrize(
-    ("dispatch", "kills"),
-    [
-        ("scan", 1),  # tests/faults kills single steps
-        pytest.param("scan", 5, marks=pytest.mark.slow),
-        pytest.param("single", 5, marks=pytest.mark.slow),
-    ],
-)
-def test_killed_at_random_moments_a_run_ends_as_if_never_killed(whole, tmp_path, dispatch, kills):
-    flag, moments = f"--config.train.dispatch={dispatch}", random.Random(kills)
-    for _ in range(kills):
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["scan", "single"])
+def test_killed_at_random_moments_a_run_ends_as_if_never_killed(whole, tmp_path, dispatch):
+    flag, moments = f"--config.train.dispatch={dispatch}", random.Random(5)
+    for _ in range(5):
         killed_at(tmp_path / "killed", moments.uniform(0, 0.5), flag)
     done = run(tmp_path / "killed", flag)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole(dispatch), tmp_path / "killed")
 
 
-@pytest.mark.parametrize("dispatch", ["scan", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["scan", "single"])
 def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(whole, tmp_path, dispatch):
     flag = f"--config.train.dispatch={dispatch}"
     process = subprocess.Popen(
@@ -161,7 +153,7 @@ def test_tensorboard_has_after_a_kill_what_the_records_have(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    killed_at(tmp_path / "run", 0)
+    killed_at(tmp_path / "run", 0, record="step 20 ")
     logged = set()
     for path in (tmp_path / "run").glob("events*"):
         data, at = path.read_bytes(), 0
@@ -184,18 +176,18 @@ def test_a_shortened_run_is_refused_and_goes_on_as_before(finished, tmp_path):
     shutil.copytree(finished[0], workdir)
     before = (workdir / "config.json").read_text()
     flags = ["--config.train.steps=20", "--allow_change=train.steps"]
-    refused = run(workdir, *flags)
+    refused = here(*typed(workdir, *flags))
     assert refused.returncode == 1
     assert "is at step 44, beyond the 20 steps" in refused.stderr.splitlines()[-1]
     assert (workdir / "config.json").read_text() == before
-    assert "finished at step 44" in run(workdir).stdout
+    assert "finished at step 44" in here(*typed(workdir)).stdout
 
 
 def test_without_its_config_a_run_takes_that_of_its_newest_checkpoint(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (workdir / "config.json").unlink()
-    done = program(f"--workdir={workdir}", "--eval_only")
+    done = here(f"--workdir={workdir}", "--eval_only")
     assert done.returncode == 0, done.stderr
     assert "config.json is missing: using the config of the newest checkpoint" in done.stderr
 
@@ -204,7 +196,7 @@ def test_a_finished_run_without_checkpoints_says_so_when_it_is_extended(finished
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints")
-    refused = run(workdir, "--config.train.steps=60")
+    refused = here(*typed(workdir, "--config.train.steps=60"))
     assert refused.returncode == 1
     assert "finished at step 44, and its checkpoints are gone" in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -214,7 +206,7 @@ def test_a_second_run_in_the_folder_leaves_at_once_and_names_the_first(tmp_path)
     from dnrt_jax.runtime.workdir import Workdir
 
     workdir = Workdir(tmp_path)
-    refused = run(tmp_path)
+    refused = here(*typed(tmp_path))
     assert refused.returncode == 1
     assert f"in use by process {os.getpid()}" in refused.stderr
     workdir.close()
@@ -224,11 +216,11 @@ def test_another_config_in_the_folder_is_refused_and_a_longer_run_can_be_allowed
     workdir, _ = finished
     for change in ("arr.momentum=0.2", "model.act=gelu", "train.batch_size=64", "train.steps=60"):
         field = change.split("=")[0]
-        refused = run(workdir, f"--config.{change}")
+        refused = here(*typed(workdir, f"--config.{change}"))
         assert refused.returncode == 1
         assert f"{field} was" in refused.stderr
         assert refused.stderr.count("\n") == 1
-    assert run(workdir, "--config.train.log_steps=9").returncode == 0
+    assert here(*typed(workdir, "--config.train.log_steps=9")).returncode == 0
 
 
 def test_help_takes_under_three_seconds():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from making import encoded, pets, write_archive, write_folder
-from runs import ROOT, environment, run
+from runs import ROOT, environment
 
 from dnrt_jax import convert, main, predict, preview
 from dnrt_jax.report import __main__ as report
@@ -150,12 +150,8 @@ def test_an_image_that_may_not_be_read_is_one_line(capsys, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """The folder of a finished run of one step."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    done = run(folder, *TINY)
-    assert done.returncode == 0, done.stderr
-    return folder
+def workdir(finished):
+    return finished[0]
 
 
 def copied(workdir, tmp_path):
@@ -175,8 +171,8 @@ def break_summary(folder):
 
 
 def break_checkpoint(folder):
-    for path in folder.glob("checkpoints/*/manifest.json"):
-        path.write_text("{}")
+    shutil.rmtree(folder / "checkpoints" / "40")
+    (folder / "checkpoints" / "44" / "manifest.json").write_text("{}")
 
 
 def unlink_both(folder):
@@ -187,7 +183,7 @@ def unlink_both(folder):
 FOLDER = {
     "a damaged config": (break_config, "config.json: not the config of a run"),
     "damaged records": (break_records, "metrics.jsonl: damaged"),
-    "a damaged checkpoint": (break_checkpoint, "checkpoint of step 1 is damaged"),
+    "a damaged checkpoint": (break_checkpoint, "checkpoint of step 44 is damaged"),
     "no run at all": (unlink_both, "neither config.json nor a checkpoint"),
 }
 

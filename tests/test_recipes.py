@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from making import data_of_the_tables
-from runs import ROOT, program
+from runs import ROOT, here
 
 from dnrt_jax.config_file import load
 from dnrt_jax.training.optim import schedule
@@ -32,7 +32,7 @@ def test_a_warm_up_above_a_third_of_the_run_is_warned_of(tmp_path, steps, warned
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
     small = ["model.embed_dim=16", "model.depth=1", "model.num_heads=2", "optim.warmup_steps=8"]
     small += [f"train.steps={steps}", "model.drop_path_rate=none"]
-    done = program(*arguments, *[f"--config.{field}" for field in small])
+    done = here(*arguments, *[f"--config.{field}" for field in small])
     assert done.returncode == 0, done.stderr
     line = (
         f"the warm-up takes 8 of {steps} steps: the rate hardly gets to fall; shorten it with "
@@ -46,7 +46,7 @@ def test_a_cnn_follows_a_vits_config_and_the_vits_own_field_is_named(tmp_path):
     arguments = ["--config=configs/cifar10.py", "--config.model.name=cifar_resnet18"]
     shrunk = ["model.widths=(8,8)", "model.stage_sizes=(1,1)", "data.rand_augment=", "data.erase=0"]
     shrunk += [f"data.dir={tmp_path}/data"]
-    done = program(
+    done = here(
         *arguments, f"--workdir={tmp_path}/run", *SMALL, *[f"--config.{field}" for field in shrunk]
     )
     assert done.returncode == 0, done.stderr

@@ -137,9 +137,7 @@ def test_table6_on_digits_from_plan_to_table_through_an_interruption(tmp_path):
         "scripts/reproduce.py",
         "table6",
         "--scale=tiny",
-        "--seeds",
-        "0",
-        "1",
+        "--seeds=0",
     ]
     command += ["--acts", *cases]
     command += ["--epochs=1", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]

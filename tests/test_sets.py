@@ -78,6 +78,7 @@ def test_members_at_once_are_close_to_members_in_turn(whole):
                 assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_member_diverges_and_the_others_go_on(tmp_path):
     flags = ["--sweep=optim.lr=1e30,3e-3", "--config.optim.clip=0", "--config.train.steps=12"]
     flags += ["--config.optim.warmup_steps=2", "--config.train.eval_steps=100"]

@@ -50,9 +50,9 @@ def run(start):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(run, tmp_path_factory):
+def undisturbed(finished, run, tmp_path_factory):
     """undisturbed(dispatch) -> the folder of a run that nothing happens to."""
-    folders = {}
+    folders = {"auto": finished[0]}
 
     def get(dispatch):
         if dispatch not in folders:

@@ -169,31 +169,6 @@ def test_the_list_holds_the_whole_zoo():
     assert ZOO.keys() == image_models()
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_logits_are_float32_of_batch_by_classes(name):
-    logits = outcome(tiny(name).model)["logits"]
-    assert logits.shape == (BATCH, NUM_CLASSES)
-    assert logits.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_every_gradient_is_finite_and_every_raa_parameter_gets_one(name):
-    grads = traverse_util.flatten_dict(outcome(tiny(name).model)["grads"], sep="/")
-    assert all(np.isfinite(g).all() for g in grads.values())
-    assert [path for path, g in grads.items() if path[-2:] in ("/w", "/b") and not g.any()] == []
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_evaluation_is_deterministic_and_knows_one_image_at_a_time(name):
-    c = tiny(name)
-    out = jitted(c.model)(
-        c.variables, c.centroids, c.images[::-1], c.labels[::-1], jax.random.key(1)
-    )
-    np.testing.assert_allclose(
-        out["logits"][::-1], outcome(c.model)["logits"], rtol=1e-4, atol=1e-5
-    )
-
-
 def by_architecture():
     """Every model: on each run of the tests one of each architecture, the others with the long."""
     seen, found = set(), []
@@ -202,6 +177,31 @@ def by_architecture():
         found.append(pytest.param(name, marks=pytest.mark.slow) if architecture in seen else name)
         seen.add(architecture)
     return found
+
+
+@pytest.mark.parametrize("name", by_architecture())
+def test_logits_are_float32_of_batch_by_classes(name):
+    logits = outcome(tiny(name).model)["logits"]
+    assert logits.shape == (BATCH, NUM_CLASSES)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", by_architecture())
+def test_every_gradient_is_finite_and_every_raa_parameter_gets_one(name):
+    grads = traverse_util.flatten_dict(outcome(tiny(name).model)["grads"], sep="/")
+    assert all(np.isfinite(g).all() for g in grads.values())
+    assert [path for path, g in grads.items() if path[-2:] in ("/w", "/b") and not g.any()] == []
+
+
+@pytest.mark.parametrize("name", by_architecture())
+def test_evaluation_is_deterministic_and_knows_one_image_at_a_time(name):
+    c = tiny(name)
+    out = jitted(c.model)(
+        c.variables, c.centroids, c.images[::-1], c.labels[::-1], jax.random.key(1)
+    )
+    np.testing.assert_allclose(
+        out["logits"][::-1], outcome(c.model)["logits"], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", by_architecture())

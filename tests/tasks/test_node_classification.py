@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from runs import ROOT, environment, load_arrays
+from runs import ROOT, environment, here, load_arrays
 
 from dnrt_jax.data import graphs
 
@@ -19,12 +19,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def program(folder, *arguments, module="main", config="configs/cora.py"):
-    command = [sys.executable, "-m", f"dnrt_jax.{module}"]
-    if config:
-        command += [f"--config={config}", "--config.model.embed_dim=8"]
+def program(folder, *arguments, config="configs/cora.py"):
+    command = [sys.executable, "-m", "dnrt_jax.main", f"--config={config}"]
     return subprocess.run(
-        [*command, *arguments],
+        [*command, "--config.model.embed_dim=8", *arguments],
         cwd=ROOT,
         env=environment() | {"DATA_DIR": str(folder)},
         capture_output=True,
@@ -92,8 +90,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("flags", "answer"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line(folder, tmp_path, flags, answer):
-    refused = program(folder, f"--workdir={tmp_path}/run", *flags)
+def test_a_mistake_is_one_line(folder, tmp_path, monkeypatch, flags, answer):
+    monkeypatch.setenv("DATA_DIR", str(folder))
+    refused = here("--config=configs/cora.py", f"--workdir={tmp_path}/run", *flags)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert answer in refused.stderr
@@ -101,13 +100,14 @@ def test_a_mistake_is_one_line(folder, tmp_path, flags, answer):
 
 
 @pytest.mark.parametrize("module", ["convert", "predict", "preview"])
-def test_programs_for_images_say_so(folder, whole, tmp_path, module):
+def test_programs_for_images_say_so(folder, whole, tmp_path, monkeypatch, module):
     arguments = {
         "convert": [str(whole), f"{tmp_path}/out.safetensors"],
         "predict": [f"--workdir={whole}", f"{tmp_path}/image.png"],
         "preview": ["--config=configs/cora.py", f"--out={tmp_path}/out.png"],
     }[module]
-    refused = program(folder, *arguments, module=module, config=None)
+    monkeypatch.setenv("DATA_DIR", str(folder))
+    refused = here(*arguments, module=module)
     assert refused.returncode == 1
     assert "no images" in refused.stderr
     assert refused.stderr.count("\n") == 1, refused.stderr

@@ -172,7 +172,7 @@ def counted_compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("dispatch", ["single", "scan"])
+@pytest.mark.parametrize("dispatch", [pytest.param("single", marks=pytest.mark.slow), "scan"])
 def test_after_the_first_epoch_nothing_is_compiled(config, tmp_path, dispatch):
     """Neither for steps, evaluation, checkpoints and records, nor when a run goes on."""
     seen = []

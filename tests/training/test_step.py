@@ -13,7 +13,7 @@ from dnrt_jax.training.dispatch import train_steps
 from dnrt_jax.training.state import create_state
 from dnrt_jax.training.step import TrainStep, eval_step
 
-TINY = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+TINY = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 CLASSES = 4
 
 
@@ -68,6 +68,12 @@ def test_36_steps_are_the_authors_trajectory():
         np.testing.assert_allclose(ours[name], wanted, rtol=0, atol=1e-6, err_msg=name)
 
 
+def created(model, tx, use_arr=True):
+    options = {"num_classes": CLASSES, "use_arr": use_arr}
+    image = jnp.zeros((1, 8, 8, 3))
+    return jax.jit(lambda key: create_state(model, tx, image, key, **options))(jax.random.key(0))
+
+
 def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
     c = default()
     c.arr.weight = arr_weight
@@ -75,15 +81,12 @@ def build(*, act="raa", arr_weight=1.0, drop=0.0, lr=1e-2):
         "vit_tiny_patch4_32", num_classes=CLASSES, act=act, drop_rate=drop, **TINY
     )
     tx = optim.create(c.optim, lr)
-    state = create_state(
+    return (
         model,
-        tx,
-        jnp.zeros((1, 8, 8, 3)),
-        jax.random.key(0),
-        num_classes=CLASSES,
-        use_arr=arr_weight > 0,
+        TrainStep(model, tx, c, as_is, [], jax.random.key(1)),
+        created(model, tx, arr_weight > 0),
+        c,
     )
-    return model, TrainStep(model, tx, c, as_is, [], jax.random.key(1)), state, c
 
 
 def batch_of(size, seed=0):
@@ -152,7 +155,8 @@ def test_many_steps_a_dispatch_are_single_steps_whatever_the_count(plain):
     assert log["loss"].shape == (4,)
 
 
-@pytest.mark.parametrize("drop", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.slow  # tests/runtime/test_sharding.py has whole runs
+@pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_eight_devices_equal_one(drop):
     _, step, state, _ = build(drop=drop)
     mesh = make_mesh()
@@ -235,18 +239,17 @@ def test_bfloat16_computes_and_float32_keeps():
     c = default()
     model = models.create("vit_tiny_patch4_32", num_classes=CLASSES, dtype=jnp.bfloat16, **TINY)
     tx = optim.create(c.optim, 1e-3)
-    state = create_state(
-        model, tx, jnp.zeros((1, 8, 8, 3)), jax.random.key(0), num_classes=CLASSES, use_arr=True
-    )
+    state = created(model, tx)
     state, values = jax.jit(TrainStep(model, tx, c, as_is, [], jax.random.key(1)))(
         state, batch_of(8)
     )
     dtypes = {x.dtype for x in jax.tree.leaves((state.params, state.centroids.mean, values))}
     assert dtypes == {jnp.dtype("float32")}
-    logits = model.apply({"params": state.params}, batch_of(8)["inputs"])
+    logits = jax.jit(model.apply)({"params": state.params}, batch_of(8)["inputs"])
     assert logits.dtype == jnp.float32
     exact = models.create("vit_tiny_patch4_32", num_classes=CLASSES, **TINY)
-    assert_close(logits, exact.apply({"params": state.params}, batch_of(8)["inputs"]), 0.05)
+    expected = jax.jit(exact.apply)({"params": state.params}, batch_of(8)["inputs"])
+    assert_close(logits, expected, 0.05)
 
 
 def test_balanced_softmax_is_its_definition_and_only_in_training():

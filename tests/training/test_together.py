@@ -16,7 +16,7 @@ from dnrt_jax.tasks.image_classification import ImageClassification
 from dnrt_jax.training import members
 from dnrt_jax.training.dispatch import Scan
 
-VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+VIT = {"name": "vit_tiny_patch4_32", "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 VIT |= {"drop_path_rate": 0.1}
 CNN = {"name": "cifar_resnet32", "stage_sizes": (1, 1), "widths": (8, 16)}
 STEPS = 20
