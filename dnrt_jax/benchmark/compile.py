@@ -1,8 +1,9 @@
 """A step compiled for accelerators that are not there: what the compiled program tells of its cost.
 
-The program is the one that training dispatches: many steps in a loop, on 50,000 images in device
-memory. What is counted is one pass of that loop (of evaluation and inference, the whole program),
-with all that it calls, on one device; what lies outside of it is paid once a dispatch.
+The program is the one that training dispatches: many steps in a loop, on 50,000 images of 32 pixels
+or as many bytes of larger ones, in device memory. What is counted is one pass of that loop (of
+evaluation and inference, the whole program), with all that it calls, on one device; what lies
+outside of it is paid once a dispatch.
 
 TPU: the compiler's estimated cycles, and the time they take where the clock is published. Gathers
 and scatters, collectives and copies in flight have no estimate and are counted beside it. GPU:
@@ -29,7 +30,7 @@ from dnrt_jax.runtime import flops
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.process import user_errors
 
-IMAGES = 50_000
+DATA = 50_000 * 32 * 32 * 3  # values of the data set
 LAUNCH = 3e-6  # seconds a kernel
 # Part of a step: in what of an instruction's name scopes and Python calls it shows, first match.
 PARTS = {
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
     for kind in ("gather", "scatter"):
         yield row(f"scalar {kind}s", hlo.scalar_moves(program, body)[kind], "a step")
     if args.what == "train":
-        copies = hlo.copies(program, "u8", IMAGES * facts["pixels"])
+        copies = hlo.copies(program, "u8", facts["data"])
         yield row("copies of the data set", copies, "a dispatch")
     yield row("float64 arrays", len(re.findall(r"\bf64\[", text)), "a program")
     read = _tpu_rows if args.target.startswith("tpu") else _gpu_rows
@@ -197,7 +198,7 @@ def _compile(path: str, settings: dict[str, Any]) -> None:
     from dnrt_jax.runtime.sharding import make_mesh
 
     mesh = make_mesh(targets.devices(settings["target"]))
-    lowered, macs, pixels = training.lowered(settings, IMAGES, mesh)
+    lowered, macs, data = training.lowered(settings, DATA, mesh)
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
@@ -210,7 +211,7 @@ def _compile(path: str, settings: dict[str, Any]) -> None:
         "program": memory.generated_code_size_in_bytes,
         "memory": alive - memory.alias_size_in_bytes,
         "macs": macs,
-        "pixels": pixels,
+        "data": data,
     }
     print(json.dumps(facts))
 
