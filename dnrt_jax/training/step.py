@@ -271,4 +271,6 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Cross-entropy f32[B] of logits [B, K] and labels i32[B] or label probabilities f32[B, K]."""
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # As optax's, without its gather: a TPU gathers single elements one by one.
+    own = labels[:, None] == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, -1) - jnp.where(own, logits, 0).sum(-1)
