@@ -156,8 +156,8 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     previous, updated = zip(*map(layer, means, xs, _part(mixed, xs)), strict=True)
     # A class keeps the mean as of its last sample: only those rows are moved, K at most.
     last = mask & (labels < num_classes) & (rank == same.sum(1) - 1)
-    rows = jnp.argsort(~last)[: min(n, num_classes)]
-    classes = _look_up(jnp.where(last, labels, num_classes), rows)
+    classes, rows = jax.lax.sort_key_val(jnp.where(last, labels, num_classes), order)
+    classes, rows = (x[: min(n, num_classes)] for x in (classes, rows))
     moved = zip(means, _part(_join(updated)[rows], xs), strict=True)
     means = [mu.at[classes].set(new, mode="drop") for mu, new in moved]
     targets = updated if target == "updated" else previous
@@ -189,15 +189,11 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
 # A TPU looks up and adds single numbers one by one, so there all are compared with all.
 
 
-def _look_up(values, places):
-    """values[places], of values [N]; 0 or False for a place of N or more."""
-
-    def compared(values, places):
-        found = places[:, None] == jnp.arange(len(values))
-        return jnp.where(found, values, jnp.zeros_like(values)).max(1)
-
-    indexed = lambda values, places: values.at[places].get(mode="fill", fill_value=0)
-    return jax.lax.platform_dependent(values, places, tpu=compared, default=indexed)
+def _look_up(values, labels):
+    """values[labels], of values bool[K]; False for a label of K or more."""
+    compared = lambda values, labels: ((labels[:, None] == jnp.arange(len(values))) & values).any(1)
+    indexed = lambda values, labels: values.at[labels].get(mode="fill", fill_value=False)
+    return jax.lax.platform_dependent(values, labels, tpu=compared, default=indexed)
 
 
 def _sizes(labels, mask, num_classes):

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
     if facts["program"]:  # of GPUs it is not told
         yield row("program", facts["program"] / 1e6, "MB")
     yield row("memory", facts["memory"] / 1e6, "MB a device")
+    yield row("processes", facts["processes"], "of the run")
     program = hlo.parse(text)
     body = program.loop() if args.what == "train" else program.entry
     for kind, (count, size) in hlo.collectives(program, body).items():
@@ -207,6 +208,7 @@ def _compile(path: str, settings: dict[str, Any]) -> None:
     alive = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     facts = {
         "kind": mesh.devices.flat[0].device_kind,
+        "processes": len({device.process_index for device in mesh.devices.flat}),
         "seconds": seconds,
         "program": memory.generated_code_size_in_bytes,
         "memory": alive - memory.alias_size_in_bytes,
