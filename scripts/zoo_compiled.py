@@ -74,6 +74,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", help="default: all models of images")
+    parser.add_argument("--targets", nargs="+", choices=COMPILERS, default=list(COMPILERS))
     parser.add_argument("--out", type=Path, default=Path("results/zoo_compiled.jsonl"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> int:
     done, failed = {tuple(row[name] for name in KEY) for row in rows}, 0
     of_images = [name for name in models.registry() if "image_size" in models.fields(name)]
     chosen = args.models or sorted(of_images, key=_image_size)  # the quick ones first
-    for key in itertools.product(DTYPES, COMPILERS, WHATS, chosen):
+    for key in itertools.product(DTYPES, args.targets, WHATS, chosen):
         if key in done:
             continue
         try:
