@@ -32,6 +32,7 @@ def test_the_cross_entropy_and_its_gradient_are_optaxs_to_the_bit():
     ours, theirs = (jax.vjp(lambda x, f=f: f(x, labels), logits) for f in functions)
     np.testing.assert_array_equal(ours[0], theirs[0])
     np.testing.assert_array_equal(*(vjp(np.ones(32, np.float32)) for _, vjp in (ours, theirs)))
+    assert np.isnan(cross_entropy(logits[:2], np.array([-1, 10]))).all()
 
 
 @pytest.mark.parametrize("size", [100, 128, 300])
