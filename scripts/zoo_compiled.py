@@ -66,7 +66,8 @@ def table(rows: list[Row], dtype: str) -> str:
 
 def _cell(values: dict[str, float]) -> str:
     work = f"{values['step']:.2f} M" if "step" in values else f"{values['bytes']:.2f} GB"
-    return f"{values['memory']:,.0f} MB; {work}; {values['share of peak']:.1%}"
+    star = "*" if values.get("all products by cuBLAS") else ""
+    return f"{values['memory']:,.0f} MB; {work}; {values['share of peak']:.1%}{star}"
 
 
 def main() -> int:
