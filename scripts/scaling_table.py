@@ -11,23 +11,24 @@ from scripts.study_plan import read
 
 RESULTS = Path(__file__).parent.parent / "results" / "compiled.jsonl"
 HEAD = (
-    "chips", "hosts", "batch", "ARR's rule", "state", "MB per chip", "all-reduce, MB",
+    "blocks", "chips", "hosts", "batch", "ARR's rule", "state", "MB per chip", "all-reduce, MB",
     "all-gather, MB", "others, MB", "computing, ms", "communication, ms", "share",
 )  # fmt: skip
 OTHERS = ("reduce-scatter", "all-to-all", "collective-permute")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    programs: dict[tuple[str, ...], dict[str, float]] = {}
+    programs: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in rows:
         if row["benchmark"] == "scaling":
             case, _, what = row["case"].rpartition(": ")
-            programs.setdefault(tuple(case.split(", ")), {})[what] = row["ours"]
+            program = (*case.split(", "), row["settings"]["depth"])
+            programs.setdefault(program, {})[what] = row["ours"]
     lines = [_line(HEAD), "|---" * len(HEAD) + "|"]
-    for (target, rule, layout), told in programs.items():
+    for (target, rule, layout, depth), told in programs.items():
         megabytes = lambda *kinds, told=told: sum(told.get(f"{kind}, results", 0) for kind in kinds)
         sent = (megabytes("all-reduce"), megabytes("all-gather"), megabytes(*OTHERS))
-        cells = [math.prod(map(int, target.split(":")[2].split("x")))]
+        cells = [depth, math.prod(map(int, target.split(":")[2].split("x")))]
         cells += [f"{told['processes']:.0f}", f"{told['batch']:.0f}", rule, layout]
         cells += [f"{told['memory']:.0f}", *(f"{size:.1f}" for size in sent)]
         cells += [f"{told['computing']:.2f}", f"{told['communication']:.2f}"]
