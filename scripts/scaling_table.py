@@ -25,10 +25,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             program = (*case.split(", "), row["settings"]["depth"])
             programs.setdefault(program, {})[what] = row["ours"]
     lines = [_line(HEAD), "|---" * len(HEAD) + "|"]
-    for (target, rule, layout, depth), told in programs.items():
+    chips = lambda target: math.prod(map(int, target.split(":")[2].split("x")))
+    order = lambda item: (item[0][3], chips(item[0][0]), item[0][1], item[0][2] == "fsdp")
+    for (target, rule, layout, depth), told in sorted(programs.items(), key=order):
         megabytes = lambda *kinds, told=told: sum(told.get(f"{kind}, results", 0) for kind in kinds)
         sent = (megabytes("all-reduce"), megabytes("all-gather"), megabytes(*OTHERS))
-        cells = [depth, math.prod(map(int, target.split(":")[2].split("x")))]
+        cells = [depth, chips(target)]
         cells += [f"{told['processes']:.0f}", f"{told['batch']:.0f}", rule, layout]
         cells += [f"{told['memory']:.0f}", *(f"{size:.1f}" for size in sent)]
         cells += [f"{told['computing']:.2f}", f"{told['communication']:.2f}"]
