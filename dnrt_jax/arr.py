@@ -135,9 +135,8 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     same = (labels[:, None] == labels) & mask[:, None] & mask
     before = same & (order[:, None] > order)
     rank = before.sum(1)  # number of earlier samples of the same class in the batch
-    seen = (
-        count.at[labels].get(mode="fill", fill_value=1) > 0
-    )  # an invalid label looks up a NaN mean
+    # An invalid label looks up a NaN mean.
+    seen = _look_up(count > 0, labels) | (labels >= num_classes)
     first = (rank == 0) & ~seen
     dtype = jnp.result_type(*xs)
     keep = jnp.asarray(1 - momentum, dtype)
@@ -157,35 +156,55 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     previous, updated = zip(*map(layer, means, xs, _part(mixed, xs)), strict=True)
     # A class keeps the mean as of its last sample: only those rows are moved, K at most.
     last = mask & (labels < num_classes) & (rank == same.sum(1) - 1)
-    rows = jnp.argsort(~last)[: min(n, num_classes)]
-    classes = jnp.where(last, labels, num_classes)[rows]
+    classes, rows = jax.lax.sort_key_val(jnp.where(last, labels, num_classes), order)
+    classes, rows = (x[: min(n, num_classes)] for x in (classes, rows))
     moved = zip(means, _part(_join(updated)[rows], xs), strict=True)
     means = [mu.at[classes].set(new, mode="drop") for mu, new in moved]
     targets = updated if target == "updated" else previous
     targets = [jax.lax.dynamic_slice_in_dim(x, start, size) for x in targets]
-    return targets, means, count.at[labels].add(mask.astype(count.dtype), mode="drop")
+    return targets, means, count + _sizes(labels, mask, num_classes)
 
 
 def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
     num_classes = count.shape[0]
     labels = jnp.where(labels < 0, num_classes, labels)
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
-    per_class = lambda x: reduce(jax.ops.segment_sum(x, labels, num_classes))
-    n = per_class(mask.astype(count.dtype))
+    n = reduce(_sizes(labels, mask, num_classes))
     dtype = jnp.result_type(*xs)
     enter = jnp.where(count > 0, 1 - jnp.asarray(1 - momentum, dtype) ** n, n > 0)
-    own = (count == 0) & ((n <= 1) | (target == "previous"))
+    own = _look_up((count == 0) & ((n <= 1) | (target == "previous")), labels)
 
     def layer(mu, x, total):
-        at = lambda values, fill: values.at[labels].get(mode="fill", fill_value=fill)
         average = total / jnp.maximum(n, 1).astype(x.dtype)[:, None]
         updated = mu + enter.astype(x.dtype)[:, None] * (average - mu)
-        targets = at(updated if target == "updated" else mu, jnp.nan)
-        return jnp.where(at(own, False)[:, None], x, targets), updated
+        rows = updated if target == "updated" else mu
+        targets = rows.at[labels].get(mode="fill", fill_value=jnp.nan)
+        return jnp.where(own[:, None], x, targets), updated
 
-    sums = _part(per_class(_join(xs)), xs)
+    sums = _part(reduce(jax.ops.segment_sum(_join(xs), labels, num_classes)), xs)
     targets, means = zip(*map(layer, means, xs, sums), strict=True)
     return targets, means, count + n
+
+
+# A TPU looks up and adds single numbers one by one, so there all are compared with all.
+
+
+def _look_up(values, labels):
+    """values[labels], of values bool[K]; False for a label of K or more."""
+    compared = lambda values, labels: ((labels[:, None] == jnp.arange(len(values))) & values).any(1)
+    indexed = lambda values, labels: values.at[labels].get(mode="fill", fill_value=False)
+    return jax.lax.platform_dependent(values, labels, tpu=compared, default=indexed)
+
+
+def _sizes(labels, mask, num_classes):
+    """Number of samples of each class: i32[K]."""
+
+    def compared(labels, mask):
+        found = labels[:, None] == jnp.arange(num_classes)
+        return (found & mask[:, None]).sum(0, dtype=jnp.int32)
+
+    added = lambda labels, mask: jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
+    return jax.lax.platform_dependent(labels, mask, tpu=compared, default=added)
 
 
 def _join(xs):
@@ -216,7 +235,7 @@ def lookup(
     labels = jnp.where(known, labels, num_classes)
     if target == "permuted":
         labels = jnp.where(known, (labels + 1) % num_classes, num_classes)
-    seen = count.at[labels].get(mode="fill", fill_value=1) > 0  # a bad label reads a NaN target
+    seen = _look_up(count > 0, labels) | ~known  # a bad label reads a NaN target
     if target in ("zero", "global"):
         seen = ~known | (target == "zero") | (count > 0).any()
 

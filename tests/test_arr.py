@@ -203,6 +203,26 @@ def test_a_label_out_of_range_moves_no_mean_and_keeps_none_from_moving(rule, lab
     assert after.count == 1
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("target", [*TARGETS, "permuted"])
+def test_the_formulation_for_a_tpu_gives_the_same_bits(batches, rule, target, monkeypatch):
+    mask, wrong = np.arange(B) % 5 != 0, np.array([-1, K, K + 7])
+
+    def run():
+        centroids, out = arr.init(batches[0][0], K), []
+        for responses, labels in batches:
+            labels = np.concatenate([wrong, labels[3:]]).astype(np.int32)
+            options = {"momentum": M, "rule": rule, "target": target, "mask": mask}
+            targets, centroids = arr.update(centroids, responses, labels, **options)
+            looked_up = arr.lookup(centroids, responses, labels, target=target)
+            out.append((targets, centroids, looked_up))
+        return out
+
+    usual = run()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, tpu, default: tpu(*x))
+    jax.tree.map(np.testing.assert_array_equal, usual, run())
+
+
 class TestControls:
     """The targets that ask what of ARR it is that helps."""
 

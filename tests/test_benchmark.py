@@ -6,10 +6,12 @@ import multiprocessing
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from dnrt_jax import models
 from dnrt_jax.benchmark import __main__ as program
 from dnrt_jax.benchmark import (
     arr,
@@ -18,9 +20,11 @@ from dnrt_jax.benchmark import (
     loader,
     loop,
     peer,
+    scaling,
     startup,
     step,
     table4,
+    targets,
     timing,
     training,
 )
@@ -272,14 +276,50 @@ def test_the_loader_runs_alone_where_torch_is_missing(photos, monkeypatch, capsy
     assert "pip install torch" in capsys.readouterr().err
 
 
-def test_a_step_for_many_devices_is_planned(capsys):
-    options = ["--model=mlp", "--devices", "4", "--batch_per_device=2", "--link_gb_per_s", "10"]
+def test_a_step_for_many_chips_is_planned(capsys, monkeypatch):
+    """With what the compiler would say of a program."""
+    told = {"processes": 16, "all-reduce": 6, "all-reduce, results": 12.0, "rest": 2.0}
+    told |= {"predicted time": 3.0, "collectives at the link's speed": 1.0}
+    programs = []
+
+    def compiled(args):
+        programs.append((args.target, args.rule, args.fsdp, args.batch_size))
+        return [timing.compare(f"train: {k}", "", np.array([v])) for k, v in told.items()]
+
+    monkeypatch.setattr(targets, "check", lambda target: None)
+    monkeypatch.setattr(scaling.compiled, "run", compiled)
+    options = ["--targets", "tpu:v5e:8x8", "tpu:v5e:16x16", "--rules", "centroid"]
+    rows = run(capsys, "scaling", *options)
+    assert programs == [
+        (f"tpu:v5e:{slice}", "centroid", fsdp, batch)
+        for slice, batch in (("8x8", 8192), ("16x16", 16384))  # the sequential rule takes no more
+        for fsdp in (False, True)
+    ]
+    values = {
+        row["case"].removeprefix("tpu:v5e:8x8, centroid, fsdp: "): row["ours"] for row in rows
+    }
+    assert (values["processes"], values["all-reduce"], values["batch"]) == (16, 6, 8192)
+    assert (values["computing"], values["communication"]) == (3, 1)
+    assert values["share of communication"] == 0.25
+    assert "rest" not in values
+
+
+@pytest.mark.slow
+def test_the_program_of_sixteen_hosts_is_compiled(capsys):
+    pytest.importorskip("libtpu")
+    options = ["--targets", "tpu:v5e:8x8", "--rules", "centroid", "--model=mlp"]
     values = {row["case"]: row["ours"] for row in run(capsys, "scaling", *options)}
-    gradients = 4 * 2_613_227 / 1e6  # of the mlp with 1000 classes and RAA, in MB
-    (reduced,) = (v for k, v in values.items() if "replicated" in k and "all-reduce" in k)
-    assert gradients <= reduced <= 1.6 * gradients  # the class means and counts come on top
-    assert values["4 devices, fsdp"] < values["4 devices, replicated"]
-    assert 0 < values["4 devices, fsdp: share at 10 GB/s"] < 1
+    of = lambda layout, what: values[f"tpu:v5e:8x8, centroid, {layout}: {what}"]
+    assert of("replicated", "processes") == of("fsdp", "processes") == 16
+    shapes = jax.eval_shape(
+        models.create("mlp", num_classes=1000).init, jax.random.key(0), np.zeros((1, 32, 32, 3))
+    )
+    weights = sum(x.size for x in jax.tree.leaves(shapes["params"])) / 1e6
+    means = 4 * 1000 * (3 * 512 + 1) / 1e6  # and counts
+    sent = of("replicated", "all-reduce, results")
+    assert 2 * weights + means <= sent <= 1.1 * (4 * weights + means)  # gradients of 2 or 4 bytes
+    assert of("fsdp", "memory") < of("replicated", "memory")
+    assert 0 < of("fsdp", "share of communication") < 1
 
 
 def test_the_peer_makes_normalised_batches(photos):
@@ -313,6 +353,7 @@ def test_the_peers_boxes_lie_inside(photos):
         (["startup", "--config=configs/digit.py"], "does not exist"),
         (["table4", "--models", "vit_tiny_patch4_32"], "--models"),
         (["arr", "--num_classes", "0"], "--num_classes=0: must be 1 or more"),
+        (["scaling", "--targets", "tpu:v9:2x2"], "known are tpu:v4"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(capsys, argv, words):

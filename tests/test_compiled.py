@@ -5,15 +5,18 @@ the reason.
 """
 
 import argparse
+from importlib.metadata import version
 from importlib.util import find_spec
 
+import jax
 import pytest
 
+from dnrt_jax import models
 from dnrt_jax.benchmark import __main__ as program
 from dnrt_jax.benchmark import compile as compiled
 from dnrt_jax.benchmark import targets
 
-SMALL = {"depth": 2, "batch_size": 64}
+SMALL = {"depth": 1, "batch_size": 64, "augment": "full"}
 
 
 def rows(target, **settings):
@@ -27,14 +30,9 @@ def rows(target, **settings):
 
 @pytest.fixture(scope="module")
 def tpu():
+    """A small ViT's training step with RAA + ARR and the whole augmentation, on four chips."""
     pytest.importorskip("libtpu")
     return rows("tpu:v5e:2x2")
-
-
-@pytest.fixture(scope="module")
-def augmented():
-    pytest.importorskip("libtpu")
-    return rows("tpu:v5e:2x2", augment="full")
 
 
 def test_nothing_on_a_tpu_is_float64(tpu):
@@ -44,9 +42,12 @@ def test_nothing_on_a_tpu_is_float64(tpu):
 def test_the_collectives_of_a_step_are_those_planned(tpu):
     kinds = {kind: tpu.get(kind, 0) for kind in compiled.hlo.KINDS}
     # ARR gathers all responses at once; gradients, their mean and the records are reduced.
-    assert kinds == dict.fromkeys(kinds, 0) | {"all-gather": 1, "all-reduce": 7}
-    assert tpu["all-gather, results"] == pytest.approx(64 * 2 * 192 * 4 / 1e6)
-    gradients = 2 * 915_660 / 1e6  # in bfloat16
+    assert kinds == dict.fromkeys(kinds, 0) | {"all-gather": 1, "all-reduce": 6}
+    assert tpu["all-gather, results"] == pytest.approx(64 * 192 * 4 / 1e6)
+    vit = models.create("vit_tiny_patch4_32", num_classes=10, depth=SMALL["depth"])
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), images)["params"]
+    gradients = sum(2 * x.size for x in jax.tree.leaves(shapes)) / 1e6  # in bfloat16
     assert gradients <= tpu["all-reduce, results"] <= 1.1 * gradients
 
 
@@ -56,32 +57,28 @@ def test_the_data_set_lies_on_a_tpu_once_and_is_not_copied(tpu):
 
 
 def test_a_tpus_cycles_are_what_they_were(tpu):
-    assert tpu["step"] == pytest.approx(0.863, rel=0.05)
+    compiler = "0.0.52"
+    if version("libtpu") != compiler:
+        pytest.skip(f"the number is an estimate of libtpu {compiler}")
+    assert tpu["step"] == pytest.approx(1.26, rel=0.05)
+
+
+def test_every_cycle_belongs_to_a_part_of_the_step(tpu):
     assert tpu["step"] == pytest.approx(sum(tpu[name] for name in compiled.PARTS))
-    named = ("attention", "MLP", "norms", "optimiser", "loss and ARR")
+    named = ("augmentation", "attention", "MLP", "norms", "optimiser", "loss and ARR")
     assert min(tpu[name] for name in named) > 0.02
-    assert tpu["rest"] < 0.06 * tpu["step"]
+    assert tpu["rest"] < 0.08 * tpu["step"]
 
 
-def test_single_elements_are_gathered_for_labels_and_counts_alone(tpu):
-    assert (tpu["scalar gathers"], tpu["scalar scatters"]) == (4, 1)
-
-
-@pytest.mark.slow
-def test_the_augmentation_on_a_tpu_costs_no_more_than_it_did(tpu, augmented):
-    assert augmented["float64 arrays"] == 0
-    assert augmented["all-gather"] == 1
-    assert 0.2 < augmented["augmentation"] < 0.58  # 0.58 with sums of one-hots in affine transforms
-    assert augmented["step"] == pytest.approx(tpu["step"] + augmented["augmentation"], rel=0.1)
-    # As without it: of labels and counts.
-    assert (augmented["scalar gathers"], augmented["scalar scatters"]) == (4, 1)
+def test_a_tpu_gathers_and_scatters_no_single_element(tpu):
+    assert (tpu["scalar gathers"], tpu["scalar scatters"]) == (0, 0)
 
 
 @pytest.mark.slow
 def test_a_gpus_kernels_and_bytes_are_what_they_were():
     if not any(map(targets._installed, ("xla_cuda12", "xla_cuda13"))):
         pytest.skip("needs JAX's CUDA plug-in")
-    gpu = rows("gpu:h100")
+    gpu = rows("gpu:h100", depth=2, augment="none")
     assert gpu["float64 arrays"] == gpu["copies of the data set"] == 0
     assert gpu["kernels"] == pytest.approx(172, rel=0.05)
     assert gpu["bytes"] == pytest.approx(0.804, rel=0.05)
@@ -110,10 +107,15 @@ def test_a_missing_compiler_is_named(capsys, monkeypatch, target, extra):
 
 
 @pytest.mark.skipif(not find_spec("libtpu"), reason="needs libtpu")
-def test_a_mistake_is_answered_from_where_it_compiles(capsys):
-    assert "not divisible" in refused(capsys, "--target=tpu:v5e:3x3")
-    line = refused(capsys, "--target=tpu:v5e:2x2", "--batch_size=9")
-    assert "batch_size=9 does not divide over 4 devices" in line
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target=tpu:v5e:2x2", "--batch_size=9"], "batch_size=9 does not divide over 4 devices"),
+        pytest.param(["--target=tpu:v5e:3x3"], "not divisible", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_is_answered_from_where_it_compiles(capsys, options, words):
+    assert words in refused(capsys, *options)
 
 
 def refused(capsys, *options):

@@ -29,6 +29,7 @@ NOT_RUN = {  # a pattern of the command: why
     r"reproduce\.py table1 --dry_run": "tests/test_reproduce_rows.py does, for every table",
     r"reproduce\.py table\d(?!.*--dry_run)": "an accelerator; test_reproduce_rows.py has its rows",
     r"(reproduce\.py study|study\.py)( --jobs=\d)?$": "hours; tests/test_study.py runs a part",
+    r"scripts\.zoo_compiled$": "hours, and the compilers; test_compiled_tables.py has its rows",
     r"--config=configs/study": "minutes; tests/test_study.py has its runs",
     r"--config=configs/(cifar|imagenet)": "an accelerator; test_reproduce_rows.py has its rows",
 }

@@ -9,7 +9,7 @@
     startup   time to import and to the first step, without and with a compilation cache
     augment   the augmentation alone, and its fraction of a training step
     loader    the streaming loader against a torch DataLoader
-    scaling   the training step compiled for many devices: memory, collectives, predicted time
+    scaling   the training step compiled for slices of a TPU: memory, collectives, predicted time
     compile   a step compiled for a TPU or GPU that is not there: cycles, kernels, bytes, memory
 
 In each round all sides run once, in turn. A row shows medians over the rounds, the median ratio of

@@ -1,7 +1,6 @@
 """Training on random images, with the same jitted functions as real runs."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,8 +95,9 @@ def describe(config: Config, num_classes: int) -> Experiment:
     return experiment.build(config, ImageClassification(config, data, data))
 
 
-def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, int, int]:
-    """A program for the devices of `mesh`, which need not be there, on a data set of `samples`.
+def lowered(settings: dict[str, Any], values: int, mesh: Mesh) -> tuple[Any, int, int]:
+    """A program for the devices of `mesh`, which need not be there, on a data set of as many images
+    as have `values` values, and a batch at least.
 
     Args:
       settings: what ("train": the many steps of a dispatch, "eval" or "infer": one batch), model,
@@ -105,7 +105,7 @@ def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, in
         members (runs that train together).
 
     Returns:
-      The program, not compiled yet; multiply-accumulates of an image; its values.
+      The program, not compiled yet; multiply-accumulates of an image; values of the data set.
     """
     config = config_of(settings["model"], settings["batch_size"], settings["dtype"])
     config.model.act, config.arr.weight = settings["act"], settings["arr_weight"]
@@ -116,6 +116,7 @@ def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, in
     config.eval.batch_size, config.train.dispatch = config.train.batch_size, "scan"
     validate(config)
     num_classes, size = settings["num_classes"], config.data.image_size
+    samples = max(values // (3 * size**2), config.train.batch_size)
     pixels = np.broadcast_to(np.uint8(0), (samples, size, size, 3))  # takes no memory
     labels = (np.arange(samples) % num_classes).astype(np.int32)
     data = Dataset(pixels, labels, tuple(map(str, range(num_classes))))
@@ -125,7 +126,7 @@ def lowered(settings: dict[str, Any], samples: int, mesh: Mesh) -> tuple[Any, in
     else:
         program = {"eval": _eval, "infer": _infer}[settings["what"]](built)
     macs = flops.of_example(built.model, built.task.example).total
-    return program, macs, math.prod(pixels.shape[1:])
+    return program, macs, pixels.size
 
 
 class _Shapes(ImageClassification):

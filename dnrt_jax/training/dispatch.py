@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
@@ -24,6 +25,8 @@ StepOf = Callable[[Any], Step]
 Over = Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
 Later = Callable[[], dict[str, np.ndarray]]
 Draw = Callable[[int], Iterator[Batch]]  # start -> batches of the steps from `start` on
+
+LANES = 128  # elements of a TPU's row
 
 
 class Places(NamedTuple):
@@ -190,7 +193,7 @@ def train_steps(
         state = packing.pack(state) if packing else state
         batch = take(data, indices[0], mask[0], sharding, shape)
         _, shapes = jax.eval_shape(step, numbers, state, batch)
-        log = jax.tree.map(lambda x: jax.numpy.zeros(len(indices), x.dtype), shapes)
+        log = jax.tree.map(lambda x: jnp.zeros(len(indices), x.dtype), shapes)
         state, log = jax.lax.fori_loop(0, count, body, (state, log))
         return packing.unpack(state) if packing else state, log
 
@@ -202,7 +205,16 @@ def take(
 ) -> Batch:
     """The batch of `data` at `indices` i32[B], sharded over the devices; `shape` as for
     `train_steps`."""
-    batch = jax.tree.map(lambda x: x[indices], data) | {"mask": mask}
+    rows = lambda x: x[indices] if x.ndim > 1 else _elements(x, indices)
+    batch = jax.tree.map(rows, data) | {"mask": mask}
     if shape is not None:
         batch["inputs"] = batch["inputs"].reshape(-1, *shape)
     return constrain(batch, sharding)
+
+
+def _elements(x: Array, indices: Array) -> Array:
+    """x[indices], of x [N]: as rows of 128 and an element of each, as a TPU gathers single elements
+    one by one."""
+    rows = jnp.pad(x, (0, -len(x) % LANES)).reshape(-1, LANES)
+    at = indices[:, None] % LANES == jnp.arange(LANES)
+    return jnp.where(at, rows[indices // LANES], 0).sum(1, dtype=x.dtype)
