@@ -28,6 +28,14 @@ def rows(target, **settings):
     return {row.case.removeprefix("train: "): row.ours for row in compiled.run(args)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_flags_of_the_tests():
+    """The compiler for TPUs ends at a flag that only the one for CPUs knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS")
+        yield
+
+
 @pytest.fixture(scope="module")
 def tpu():
     """A small ViT's training step with RAA + ARR and the whole augmentation, on four chips."""
