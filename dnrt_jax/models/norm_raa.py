@@ -52,52 +52,75 @@ def norm_raa(
 
 
 def _forward(x, shortcut, scale, bias, w, b, epsilon, formulation):
-    y = promote(x)
-    mean = y.mean(PIXELS)
-    var = jnp.maximum(0, (y * y).mean(PIXELS) - mean * mean)  # as nn.BatchNorm does
+    kept_apart = formulation == "cpu"
+    y, n = promote(x), x.size // x.shape[-1]
+    total, squares = _over_pixels(formulation, y, y * y)
+    mean = total / n
+    var = jnp.maximum(0, squares / n - mean * mean)  # as nn.BatchNorm does
     deviation = jax.lax.rsqrt(var + epsilon)
     affine = mean, deviation * scale, bias
-    run = _apart if formulation == "cpu" else _inline
+    run = _pass(formulation)
     if shortcut is None:
-        v = deviation * scale * w
-        shift = _dot(x, v) + (bias @ w - mean @ v + b)
-        kept, total = None, x
+        z = x
+        shift = _shift(formulation, x, affine, w, b)
     else:
-        kept = total = run(_add, x, affine, shortcut)
+        z = run(_add, x, affine, shortcut)
+        shift = _shift(formulation, z, None, w, b)
+        z = _stored(formulation, z.astype(x.dtype))
         affine = None
-        shift = _dot(total, w) + b
-    out = run(_activate, total, affine, shift)
-    pooled = _input(total, affine).mean((1, 2))
-    return NormRAA(out, pooled, mean, var), (x, kept, scale, bias, w, mean, deviation, shift)
+    out = run(_activate, z, affine, shift)
+    pooled = _input(z, affine).mean((1, 2))
+    return NormRAA(out, pooled, mean, var), (x, None if shortcut is None else z, scale, bias, w, mean, deviation, shift)
 
 
 def _backward(epsilon, formulation, saved, cotangents):
-    run = _apart if formulation == "cpu" else _inline
+    run = _pass(formulation)
     x, total, scale, bias, w, mean, deviation, shift = saved
     g, factor = cotangents.out, deviation * scale
     affine = (mean, factor, bias) if total is None else None
     z = x if total is None else total
     slope = run(_slope, g, z, affine, shift)
-    dshift = slope.sum(-1)
+    dshift = _stored(formulation, slope.sum(-1))
     pooled = cotangents.pooled / (x.shape[1] * x.shape[2])
-    dy = run(_dy, g, z, affine, shift, slope, dshift, w, None if total is None else pooled)
+    dy = run(_dy, g, z, affine, shift, slope if formulation=="cpu" else None, dshift, w, None if total is None else pooled)
+    dy = _stored(formulation, dy.astype(x.dtype))
     n = x.size // x.shape[-1]
-    over_pixels = lambda x, y: jnp.tensordot(x, promote(y), 3, precision=HIGHEST)
-    db = dshift.sum()
-    dw = over_pixels(dshift, z)
+    if formulation == "cpu":
+        db = dshift.sum()
+        dw = jnp.tensordot(dshift, promote(z), 3, precision=HIGHEST)
+        dbias, dscale = _over_pixels(formulation, promote(dy), promote(dy) * promote(x))
+    else:
+        d = dshift[..., None]
+        ones = jax.lax.optimization_barrier(jnp.ones(x.shape[-1]))
+        dbias, dscale, dw, db = _over_pixels(formulation, promote(dy), promote(dy) * promote(x), d * promote(z), d*ones)
     if total is None:
         dw = (dw - mean * db) * factor + db * bias
-    dbias = promote(dy).sum(PIXELS)
-    dscale = ((promote(dy) * promote(x)).sum(PIXELS) - mean * dbias) * deviation
+    if formulation != "cpu": db=db[0]
+    dscale = (dscale - mean * dbias) * deviation
     dx = run(_dx, dy, x, mean, factor, dbias / n, deviation * dscale / n)
     return dx, None if total is None else dy, dscale, dbias, dw, db
 
+def _shift(formulation, x, affine, w, b):
+    if formulation != "cpu":
+        return (_input(x, affine) * w + b / x.shape[-1]).sum(-1)
+    if affine is not None:
+        mean, factor, bias = affine
+        b, w = bias @ w - mean @ (factor * w) + b, factor * w
+    return _dot(x, w) + b
+
+def _over_pixels(formulation, *maps):
+    """Sums [C] of maps [B, H, W, C]."""
+    if formulation == "cpu":
+        return [x.sum(PIXELS) for x in maps]
+    return jnp.stack([x.sum((1, 2)) for x in maps]).sum(1)
+
+def _pass(formulation): return _apart if formulation=='cpu' else _inline
+def _stored(formulation, x): return jax.lax.optimization_barrier(x) if formulation=='gpu' else x
 
 norm_raa.defvjp(_forward, _backward)
 
-
 def _add(x, affine, shortcut):
-    return (_input(x, affine) + promote(shortcut)).astype(x.dtype)
+    return _input(x, affine) + promote(shortcut)
 
 
 def _activate(x, affine, shift):
@@ -113,9 +136,10 @@ def _slope(g, x, affine, shift):
 
 def _dy(g, x, affine, shift, slope, dshift, w, pooled):
     cdf = normal_cdf(_input(x, affine) + shift[..., None])
+    slope = _slope(g, x, affine, shift) if slope is None else slope
     dy = promote(g) * cdf + slope + dshift[..., None] * w
     dy = dy if pooled is None else dy + pooled[:, None, None]
-    return dy.astype(x.dtype)
+    return dy
 
 
 def _dx(dy, x, mean, factor, dmean, dvar):
