@@ -1,8 +1,8 @@
 """Batch norm, a shortcut and RAA in one, for the blocks of CNNs: exact, and cheaper.
 
 RAA's shift is linear in its input, so the backward pass needs only the convolution's output x, the
-shift of each pixel and, with a shortcut, RAA's input; Phi is computed again. Each of the functions
-`_activate`, `_slope`, `_dy` and `_dx` is one pass over the maps; between them are sums.
+shift of each pixel and, with a shortcut, RAA's input; Phi is computed again. `_add`, `_activate`,
+`_slope`, `_dy` and `_dx` are one pass over the maps each, with sums between them.
 """
 
 from functools import partial
@@ -41,83 +41,63 @@ def norm_raa(
     epsilon: float,
     formulation: Formulation = "cpu",
 ) -> NormRAA:
-    """raa(batch_norm(x) + shortcut, w, b). Differentiable in reverse mode only.
+    """raa(batch_norm(x) + shortcut, w, b), by the batch's statistics. Differentiable in reverse
+    mode only.
 
     Args:
-      x: [B, H, W, C]; shortcut: the same, or None.
-      scale, bias: [C], of the norm; w: [C] and b: [], of RAA; float32 or float64.
-      formulation: whether the passes are kept apart.
+      x: [B, H, W, C]; shortcut: the same with the same dtype, or None.
+      scale, bias: [C], of the norm; w: [C] and b: [], of RAA: float32, or float64 as x.
     """
     return _forward(x, shortcut, scale, bias, w, b, epsilon, formulation)[0]
 
 
 def _forward(x, shortcut, scale, bias, w, b, epsilon, formulation):
-    kept_apart = formulation == "cpu"
-    y, n = promote(x), x.size // x.shape[-1]
-    total, squares = _over_pixels(formulation, y, y * y)
+    run, y, n = _runner(formulation), promote(x), x.size // x.shape[-1]
+    total, squares = _over_pixels([y, y * y], formulation)
     mean = total / n
     var = jnp.maximum(0, squares / n - mean * mean)  # as nn.BatchNorm does
     deviation = jax.lax.rsqrt(var + epsilon)
-    affine = mean, deviation * scale, bias
-    run = _pass(formulation)
+    affine, kept = (mean, deviation * scale, bias), None
     if shortcut is None:
-        z = x
-        shift = _shift(formulation, x, affine, w, b)
+        z, shift = x, _shift(x, affine, w, b, formulation)
     else:
         z = run(_add, x, affine, shortcut)
-        shift = _shift(formulation, z, None, w, b)
-        z = _stored(formulation, z.astype(x.dtype))
-        affine = None
+        affine, shift = None, _shift(z, None, w, b, formulation)
+        z = kept = _stored(z.astype(x.dtype), formulation)
     out = run(_activate, z, affine, shift)
     pooled = _input(z, affine).mean((1, 2))
-    return NormRAA(out, pooled, mean, var), (x, None if shortcut is None else z, scale, bias, w, mean, deviation, shift)
+    return NormRAA(out, pooled, mean, var), (x, kept, scale, bias, w, mean, deviation, shift)
 
 
 def _backward(epsilon, formulation, saved, cotangents):
-    run = _pass(formulation)
-    x, total, scale, bias, w, mean, deviation, shift = saved
-    g, factor = cotangents.out, deviation * scale
-    affine = (mean, factor, bias) if total is None else None
-    z = x if total is None else total
+    run = _runner(formulation)
+    x, kept, scale, bias, w, mean, deviation, shift = saved
+    g, factor, n = cotangents.out, deviation * scale, x.size // x.shape[-1]
+    z, affine, dpooled = x, (mean, factor, bias), None
+    if kept is not None:
+        z, affine, dpooled = kept, None, cotangents.pooled / (x.shape[1] * x.shape[2])
     slope = run(_slope, g, z, affine, shift)
-    dshift = _stored(formulation, slope.sum(-1))
-    pooled = cotangents.pooled / (x.shape[1] * x.shape[2])
-    dy = run(_dy, g, z, affine, shift, slope if formulation=="cpu" else None, dshift, w, None if total is None else pooled)
-    dy = _stored(formulation, dy.astype(x.dtype))
-    n = x.size // x.shape[-1]
+    dshift = _stored(slope.sum(-1), formulation)
+    dy = run(_dy, g, z, affine, shift, slope, dshift, w, dpooled)  # of RAA's input
+    dy = _stored(dy.astype(x.dtype), formulation)
+
+    norm = [promote(dy), promote(dy) * promote(x)]
     if formulation == "cpu":
-        db = dshift.sum()
-        dw = jnp.tensordot(dshift, promote(z), 3, precision=HIGHEST)
-        dbias, dscale = _over_pixels(formulation, promote(dy), promote(dy) * promote(x))
-    else:
-        d = dshift[..., None]
-        ones = jax.lax.optimization_barrier(jnp.ones(x.shape[-1]))
-        dbias, dscale, dw, db = _over_pixels(formulation, promote(dy), promote(dy) * promote(x), d * promote(z), d*ones)
-    if total is None:
-        dw = (dw - mean * db) * factor + db * bias
-    if formulation != "cpu": db=db[0]
+        dbias, dscale = _over_pixels(norm, formulation)
+        dw, db = jnp.tensordot(dshift, promote(z), 3, precision=HIGHEST), dshift.sum()
+    else:  # all as sums of columns, so that few kernels make them; db is [C] here, of equal values
+        ones = jax.lax.optimization_barrier(jnp.ones_like(w))
+        columns = [*norm, dshift[..., None] * promote(z), dshift[..., None] * ones]
+        dbias, dscale, dw, db = _over_pixels(columns, formulation)
     dscale = (dscale - mean * dbias) * deviation
+    if kept is None:
+        dw = (dw - mean * db) * factor + db * bias
     dx = run(_dx, dy, x, mean, factor, dbias / n, deviation * dscale / n)
-    return dx, None if total is None else dy, dscale, dbias, dw, db
+    return dx, None if kept is None else dy, dscale, dbias, dw, db.reshape(-1)[0]
 
-def _shift(formulation, x, affine, w, b):
-    if formulation != "cpu":
-        return (_input(x, affine) * w + b / x.shape[-1]).sum(-1)
-    if affine is not None:
-        mean, factor, bias = affine
-        b, w = bias @ w - mean @ (factor * w) + b, factor * w
-    return _dot(x, w) + b
-
-def _over_pixels(formulation, *maps):
-    """Sums [C] of maps [B, H, W, C]."""
-    if formulation == "cpu":
-        return [x.sum(PIXELS) for x in maps]
-    return jnp.stack([x.sum((1, 2)) for x in maps]).sum(1)
-
-def _pass(formulation): return _apart if formulation=='cpu' else _inline
-def _stored(formulation, x): return jax.lax.optimization_barrier(x) if formulation=='gpu' else x
 
 norm_raa.defvjp(_forward, _backward)
+
 
 def _add(x, affine, shortcut):
     return _input(x, affine) + promote(shortcut)
@@ -129,17 +109,16 @@ def _activate(x, affine, shift):
 
 
 def _slope(g, x, affine, shift):
+    """The gradient through Phi alone, which the channels of a pixel share as the shift's."""
     y = _input(x, affine)
     z = y + shift[..., None]
     return promote(g) * y * jnp.exp(-0.5 * z * z) * (2 * jnp.pi) ** -0.5
 
 
-def _dy(g, x, affine, shift, slope, dshift, w, pooled):
+def _dy(g, x, affine, shift, slope, dshift, w, dpooled):
     cdf = normal_cdf(_input(x, affine) + shift[..., None])
-    slope = _slope(g, x, affine, shift) if slope is None else slope
     dy = promote(g) * cdf + slope + dshift[..., None] * w
-    dy = dy if pooled is None else dy + pooled[:, None, None]
-    return dy
+    return dy if dpooled is None else dy + dpooled[:, None, None]
 
 
 def _dx(dy, x, mean, factor, dmean, dvar):
@@ -147,23 +126,42 @@ def _dx(dy, x, mean, factor, dmean, dvar):
 
 
 def _input(x, affine):
-    """RAA's input, of x or of a map that is already normalised."""
+    """RAA's input, of the convolution's output or of a map that is normalised already."""
     if affine is None:
         return promote(x)
     mean, factor, bias = affine
     return (promote(x) - mean) * factor + bias
 
 
-def _dot(x, w):
+def _shift(x, affine, w, b, formulation):
+    """w.y + b of RAA's input y, [B, H, W]."""
+    if formulation != "cpu":
+        return (_input(x, affine) * w + b / x.shape[-1]).sum(-1)
+    if affine is not None:  # straight from x
+        mean, factor, bias = affine
+        b, w = bias @ w - mean @ (factor * w) + b, factor * w
     rows = jnp.matmul(promote(x).reshape(-1, x.shape[-1]), w, precision=HIGHEST)
-    return rows.reshape(x.shape[:-1])
+    return rows.reshape(x.shape[:-1]) + b
+
+
+def _over_pixels(maps, formulation):
+    """The sum [C] of each map [B, H, W, C]."""
+    if formulation == "cpu":
+        return [x.sum(PIXELS) for x in maps]
+    return jnp.stack([x.sum((1, 2)) for x in maps]).sum(1)
+
+
+def _stored(x, formulation):
+    """x, of which a GPU stores these bits; it else stores float32 for what is rounded here."""
+    return jax.lax.optimization_barrier(x) if formulation == "gpu" else x
+
+
+def _runner(formulation):
+    return _apart if formulation == "cpu" else lambda f, *args: f(*args)
 
 
 def _apart(f, *args):
-    """f(*args) as a program of its own. XLA:CPU else repeats what is cheap in all that uses it."""
+    """f(*args), which XLA:CPU compiles by itself: it else repeats in each pass over a map what the
+    pass before has computed, as far as back to the loss of ARR."""
     with set_xla_metadata(inlineable="false"):
         return jax.jit(f)(*args)
-
-
-def _inline(f, *args):
-    return f(*args)
