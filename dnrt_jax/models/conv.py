@@ -75,7 +75,10 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class BatchNorm(nn.BatchNorm):
-    """nn.BatchNorm with torch's default momentum of 0.1, which is 0.9 in Flax's convention."""
+    """nn.BatchNorm with torch's default momentum of 0.1, which is 0.9 in Flax's convention.
+
+    `fused` and `formulation` are those of `then`.
+    """
 
     momentum: float = 0.9
     fused: bool = True
@@ -84,9 +87,11 @@ class BatchNorm(nn.BatchNorm):
     def then(self, act: Any, x: Array, shortcut: Array | None = None) -> tuple[Array, Array]:
         """act(norm(x) + shortcut) on [B, H, W, C], and the pooled input of `act`, [B, C].
 
-        With `fused`, RAA runs as one operation with the norm in training (`norm_raa.py`).
+        With `fused`, RAA runs as one operation with the norm in training (`norm_raa.py`), which
+        supports only reverse-mode differentiation.
         """
         plain_raa = isinstance(act, RAA) and (act.base, act.shift) == ("gelu", "vector")
+        # Run layer by layer to create parameters, or if intermediate results are captured.
         watched = self.is_initializing() or self.is_mutable_collection("intermediates")
         if not (self.fused and plain_raa) or self.use_running_average or watched:
             y = self(x)

@@ -94,7 +94,8 @@ class ResNet(nn.Module):
 
     `cifar` replaces the 7x7 stem of stride 2 and its pooling by a 3x3 convolution; `pad_shortcut`
     replaces the 1x1 convolutions of shortcuts by subsampling and zero padding (option A of He et
-    al.).
+    al.). With `fused`, batch norm, shortcut and RAA are one operation in training (`norm_raa.py`),
+    which is faster but supports only reverse-mode differentiation.
 
     Raises:
       ModelError: if the images have another size, or tuples have different lengths.
