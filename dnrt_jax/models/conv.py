@@ -100,7 +100,7 @@ class BatchNorm(nn.BatchNorm):
         norm, raa = self.variables["params"], act.variables["params"]
         parameters = norm["scale"], norm["bias"], raa["w"], raa["b"]
         x, shortcut = promote_dtype(x, shortcut, dtype=self.dtype)
-        y = norm_raa(x, shortcut, *parameters, self.epsilon, self.formulation)
+        y: Any = norm_raa(x, shortcut, *parameters, self.epsilon, self.formulation)
         for name, value in (("mean", y.mean), ("var", y.var)):
             average = self.get_variable("batch_stats", name)
             average = self.momentum * average + (1 - self.momentum) * value
