@@ -21,6 +21,7 @@ The gradients of replicated parameters then equal those on one device: directly 
 `jax.shard_map`; after `jax.lax.pmean(grads, "data")` under `pmap` or with `check_vma=False`.
 """
 
+from collections import Counter
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -294,25 +295,24 @@ def loss(
     leaves, treedef = jax.tree.flatten(responses)
     if not leaves:
         raise ValueError("arr.loss: no responses; does the model record any?")
-    reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
-    rows = jnp.ones(leaves[0].shape[0], bool) if mask is None else mask
-    size = jnp.maximum(reduce(rows.sum()), 1)
-
-    def layer(x, mu):
-        difference = jnp.where(rows[:, None], x.astype(_dtype(x)) - jax.lax.stop_gradient(mu), 0)
-        # sign(d) * d is |d| with gradient 0 at d = 0, where a sample is its own target.
-        distance = jax.lax.stop_gradient(jnp.sign(difference)) * difference
-        return reduce(distance.sum()) / (size * x.shape[-1])
-
-    losses = [layer(*pair) for pair in zip(leaves, treedef.flatten_up_to(targets), strict=True)]
-    if average == "layer":
-        return jnp.stack(losses).mean()
-    if average != "width":
+    if average not in ("layer", "width"):
         raise ValueError(f"arr average={average!r}: choose 'layer' or 'width'")
-    groups: dict[int, list[Array]] = {}
-    for x, value in zip(leaves, losses, strict=True):
-        groups.setdefault(x.shape[-1], []).append(value)
-    return jnp.stack([jnp.stack(group).mean() for group in groups.values()]).mean()
+    widths = [x.shape[-1] for x in leaves]
+    layers = Counter(widths)
+    # The weight of each column of all layers side by side.
+    alike = {d: n if average == "width" else 1 for d, n in layers.items()}
+    weights = jnp.concatenate([jnp.full(d, 1 / (alike[d] * d)) for d in widths])
+    parts = len(layers) if average == "width" else len(widths)
+
+    rows = jnp.ones(leaves[0].shape[0], bool) if mask is None else mask
+    targets = jax.lax.stop_gradient(treedef.flatten_up_to(targets))
+    distance = _join([x.astype(_dtype(x)) - mu for x, mu in zip(leaves, targets, strict=True)])
+    distance = jnp.where(rows[:, None], distance, 0)
+    # sign(d) * d is |d| with gradient 0 at d = 0, where a sample is its own target.
+    distance = jax.lax.stop_gradient(jnp.sign(distance)) * distance
+    reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
+    total = reduce((distance * weights.astype(distance.dtype)).sum())
+    return total / (parts * jnp.maximum(reduce(rows.sum()), 1))
 
 
 def _dtype(x):

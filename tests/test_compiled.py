@@ -68,7 +68,7 @@ def test_a_tpus_cycles_are_what_they_were(tpu):
     compiler = "0.0.52"
     if version("libtpu") != compiler:
         pytest.skip(f"the number is an estimate of libtpu {compiler}")
-    assert tpu["step"] == pytest.approx(1.26, rel=0.05)
+    assert tpu["step"] == pytest.approx(1.30, rel=0.05)
 
 
 def test_every_cycle_belongs_to_a_part_of_the_step(tpu):
@@ -88,8 +88,8 @@ def test_a_gpus_kernels_and_bytes_are_what_they_were():
         pytest.skip("needs JAX's CUDA plug-in")
     gpu = rows("gpu:h100", depth=2, augment="none")
     assert gpu["float64 arrays"] == gpu["copies of the data set"] == 0
-    assert gpu["kernels"] == pytest.approx(172, rel=0.05)
-    assert gpu["bytes"] == pytest.approx(0.804, rel=0.05)
+    assert gpu["kernels"] == pytest.approx(169, rel=0.05)
+    assert gpu["bytes"] == pytest.approx(0.735, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import uniform_fan_in
-from dnrt_jax.raa import promote
+from dnrt_jax.models.norm_raa import norm_raa
+from dnrt_jax.raa import RAA, promote
 from dnrt_jax.runtime.errors import ModelError
 
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -73,9 +75,37 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class BatchNorm(nn.BatchNorm):
-    """nn.BatchNorm with torch's default momentum of 0.1, which is 0.9 in Flax's convention."""
+    """nn.BatchNorm with torch's default momentum of 0.1, which is 0.9 in Flax's convention.
+
+    `fused` and `formulation` are those of `then`.
+    """
 
     momentum: float = 0.9
+    fused: bool = True
+    formulation: Formulation = "cpu"
+
+    def then(self, act: Any, x: Array, shortcut: Array | None = None) -> tuple[Array, Array]:
+        """act(norm(x) + shortcut) on [B, H, W, C], and the pooled input of `act`, [B, C].
+
+        With `fused`, RAA runs as one operation with the norm in training (`norm_raa.py`), which
+        supports only reverse-mode differentiation.
+        """
+        plain_raa = isinstance(act, RAA) and (act.base, act.shift) == ("gelu", "vector")
+        # Run layer by layer to create parameters, or if intermediate results are captured.
+        watched = self.is_initializing() or self.is_mutable_collection("intermediates")
+        if not (self.fused and plain_raa) or self.use_running_average or watched:
+            y = self(x)
+            y = y if shortcut is None else y + shortcut
+            return act(y), global_pool(y)
+        norm, raa = self.variables["params"], act.variables["params"]
+        parameters = norm["scale"], norm["bias"], raa["w"], raa["b"]
+        x, shortcut = promote_dtype(x, shortcut, dtype=self.dtype)
+        y: Any = norm_raa(x, shortcut, *parameters, self.epsilon, self.formulation)
+        for name, value in (("mean", y.mean), ("var", y.var)):
+            average = self.get_variable("batch_stats", name)
+            average = self.momentum * average + (1 - self.momentum) * value
+            self.put_variable("batch_stats", name, average)
+        return y.out, y.pooled
 
 
 def global_pool(x: Array) -> Array:

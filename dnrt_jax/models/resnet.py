@@ -18,6 +18,7 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, pad_1
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
 
@@ -55,16 +56,24 @@ class BasicBlock(nn.Module):
     act: str
     pad_shortcut: bool = False
     names: Names = Names()
+    fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = partial(Conv, self.features, kernel_init=kaiming_fan_out, dtype=self.dtype)
-        norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            dtype=self.dtype,
+            fused=self.fused,
+            formulation=self.formulation,
+        )
         conv1, norm1, conv2, norm2 = self.names.residual
         y = conv(kernel_size=3, stride=self.stride, name=conv1)(x)
-        y = activations.create(self.act, "act1")(norm(name=norm1)(y))
-        y = norm(name=norm2)(conv(kernel_size=3, name=conv2)(y))
+        y, _ = norm(name=norm1).then(activations.create(self.act, "act1"), y)
+        y = conv(kernel_size=3, name=conv2)(y)
 
         if self.stride > 1 or x.shape[-1] != self.features:
             if self.pad_shortcut:
@@ -75,9 +84,9 @@ class BasicBlock(nn.Module):
                 conv3, norm3 = self.names.shortcut
                 x = conv(kernel_size=1, stride=self.stride, name=conv3)(x)
                 x = norm(name=norm3)(x)
-        y = y + x
-        record(self, global_pool(y))
-        return activations.create(self.act, "act2")(y)
+        y, pooled = norm(name=norm2).then(activations.create(self.act, "act2"), y, x)
+        record(self, pooled)
+        return y
 
 
 class ResNet(nn.Module):
@@ -85,7 +94,8 @@ class ResNet(nn.Module):
 
     `cifar` replaces the 7x7 stem of stride 2 and its pooling by a 3x3 convolution; `pad_shortcut`
     replaces the 1x1 convolutions of shortcuts by subsampling and zero padding (option A of He et
-    al.).
+    al.). With `fused`, batch norm, shortcut and RAA are one operation in training (`norm_raa.py`),
+    which is faster but supports only reverse-mode differentiation.
 
     Raises:
       ModelError: if the images have another size, or tuples have different lengths.
@@ -99,7 +109,9 @@ class ResNet(nn.Module):
     cifar: bool = False
     pad_shortcut: bool = False
     names: Names = Names()
+    fused: bool = True
     dtype: Any = None
+    formulation: Formulation = "cpu"
     remat: bool = False
 
     @nn.compact
@@ -112,7 +124,9 @@ class ResNet(nn.Module):
             act=self.act,
             pad_shortcut=self.pad_shortcut,
             names=self.names,
+            fused=self.fused,
             dtype=self.dtype,
+            formulation=self.formulation,
         )
 
         conv1, norm1 = self.names.stem

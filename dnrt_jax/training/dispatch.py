@@ -71,13 +71,14 @@ def create_dispatches(
       ConfigError: for "scan" if the data set is not in device memory.
     """
     mesh: Any = places.batch.mesh
-    on_cpu, how = platform(mesh) == "cpu", config.train.dispatch
+    where, how = platform(mesh), config.train.dispatch
     if in_loops(how, mesh):
         on_device = [task.on_device(mesh) for task in tasks]
         if None not in on_device:
             whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
             alike = optim.is_elementwise(config.optim)
-            packing = Packing(shapes) if whole and alike and not on_cpu else None
+            packed = whole and alike and where != "cpu"
+            packing = Packing(shapes, vectors_apart=where == "gpu") if packed else None
             step = step_of(packing.unravel if packing else None)
             run = train_steps(step, split(mesh), on_device[0].shape, packing)
             run = over(run, (0, 0, None, 1, 1, None), (0, 1))
@@ -85,13 +86,13 @@ def create_dispatches(
             run = jax.jit(run, out_shardings=out, donate_argnums=1)
             order, most = of_steps(places.batch), config.train.dispatch_steps
             each = zip(numbers, on_device, strict=True)
-            return [Scan(run, *parts, order, most, on_cpu) for parts in each]
+            return [Scan(run, *parts, order, most, where == "cpu") for parts in each]
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
     out = places.state, places.values
     run = jax.jit(over(step_of(None), 0, 0), out_shardings=out, donate_argnums=1)
     draws = [task.train_batches(mesh) for task in tasks]
-    return [Single(run, *parts, on_cpu) for parts in zip(numbers, draws, strict=True)]
+    return [Single(run, *parts, where == "cpu") for parts in zip(numbers, draws, strict=True)]
 
 
 def in_loops(how: str, mesh: Mesh) -> bool:

@@ -34,10 +34,11 @@ def build(optimizer, dtype):
     return step, jax.tree.map(wide, state)
 
 
+@pytest.mark.parametrize("vectors_apart", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
-def test_what_is_packed_is_unpacked_as_it_was(optimizer):
+def test_what_is_packed_is_unpacked_as_it_was(optimizer, vectors_apart):
     _, state = build(optimizer, "float32")
-    packing = Packing(jax.eval_shape(lambda: state))
+    packing = Packing(jax.eval_shape(lambda: state), vectors_apart)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     packed = packing.pack(state)
     assert packed.params.shape == (count,)
