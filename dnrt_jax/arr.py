@@ -309,7 +309,8 @@ def loss(
     distance = _join([x.astype(_dtype(x)) - mu for x, mu in zip(leaves, targets, strict=True)])
     distance = jnp.where(rows[:, None], distance, 0)
     # sign(d) * d is |d| with gradient 0 at d = 0, where a sample is its own target.
-    distance = jax.lax.stop_gradient(jnp.sign(distance)) * distance
+    sign = jax.lax.optimization_barrier(jax.lax.stop_gradient(jnp.sign(distance)))
+    distance = sign * distance
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
     total = reduce((distance * weights.astype(distance.dtype)).sum())
     return total / (parts * jnp.maximum(reduce(rows.sum()), 1))
