@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -58,7 +59,13 @@ def test_a_run_ends_when_evaluations_get_no_better(still):
     assert (summary["step"], summary["ended_early"]) == (20, True)  # it is evaluated every 10
     flags = ["--config.train.tracker=none"]
     assert "finished at step 20" in here(f"--workdir={workdir}", *flags).stdout
-    done = here(f"--workdir={workdir}", *flags, "--config.train.patience=0")
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_early_goes_on_without_patience(still, tmp_path):
+    workdir = shutil.copytree(still / "run", tmp_path / "run")
+    flags = ["--config.train.tracker=none", "--config.train.patience=0"]
+    done = here(f"--workdir={workdir}", *flags)
     assert done.returncode == 0, done.stderr
     assert "ended_early" not in (workdir / "summary.json").read_text()
     assert read_records(workdir)[-1]["step"] == 44

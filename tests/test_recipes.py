@@ -25,9 +25,8 @@ def test_fine_tuning_ends_at_the_floor_after_a_run_below_the_peak():
     assert rates.argmax() <= 0.1 * total
 
 
-@pytest.mark.parametrize(
-    ("steps", "warned"), [(23, True), pytest.param(24, False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "warned"), [(23, True), (24, False)])
 def test_a_warm_up_above_a_third_of_the_run_is_warned_of(tmp_path, steps, warned):
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
     small = ["model.embed_dim=16", "model.depth=1", "model.num_heads=2", "optim.warmup_steps=8"]

@@ -239,15 +239,16 @@ def data(tmp_path_factory):
     return data_of_the_tables(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "valid-vit/gelu/updated/10/seed5",
-        pytest.param("vit/raa/none/0/seed0", marks=pytest.mark.slow),
-        pytest.param("long/relu/none/0/seed0", marks=pytest.mark.slow),
-        pytest.param("40k/gelu/none/0/seed0", marks=pytest.mark.slow),
-        pytest.param("valid-cnn/relu/zero/10/seed5", marks=pytest.mark.slow),
-        pytest.param("cnn/relu/none/0/seed0", marks=pytest.mark.slow),
+        "vit/raa/none/0/seed0",
+        "long/relu/none/0/seed0",
+        "40k/gelu/none/0/seed0",
+        "valid-cnn/relu/zero/10/seed5",
+        "cnn/relu/none/0/seed0",
     ],
 )
 def test_a_run_of_the_study_trains_from_an_archive_as_tar_makes_it(tmp_path, data, name):

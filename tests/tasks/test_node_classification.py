@@ -56,6 +56,7 @@ def test_the_best_epoch_in_validation_picks_the_test_figure(whole):
     assert evaluated[-1]["train/loss_arr"] > 0
 
 
+@pytest.mark.slow
 def test_a_continued_run_ends_as_one_that_never_stopped(folder, whole, tmp_path):
     first = program(folder, f"--workdir={tmp_path}/run", "--config.train.steps=13")
     assert first.returncode == 0, first.stderr
