@@ -130,6 +130,7 @@ def test_the_seeds_of_a_row_are_one_command_but_of_streamed_images(tmp_path):
     assert f"--workdir={tmp_path / 'cifar10'}" in command
 
 
+@pytest.mark.slow
 def test_table6_on_digits_from_plan_to_table_through_an_interruption(tmp_path):
     cases = ["gelu", "raa+arr"]
     command = [

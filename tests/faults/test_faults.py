@@ -21,11 +21,11 @@ from runs import assert_same_run, content, load_arrays
 from dnrt_jax.runtime import checkpoint
 
 
-def cases(*rows, usual="auto"):
-    """Each case with one step in a dispatch, as here by itself, and with many; the first of the
-    `usual` dispatch on every run of the tests, the others with the long ones."""
+def cases(*rows):
+    """Each case with one step in a dispatch, as here by itself, and with many; the first on every
+    run of the tests, the others with the long ones."""
     return [
-        pytest.param(*row, dispatch, marks=[] if (i, dispatch) == (0, usual) else pytest.mark.slow)
+        pytest.param(*row, dispatch, marks=[] if (i, dispatch) == (0, "auto") else pytest.mark.slow)
         for dispatch in ("auto", "scan")
         for i, row in enumerate(rows)
     ]
@@ -48,7 +48,6 @@ def errors_of(text):
         ["before rename"],
         ["in verify"],
         ["in sweep"],
-        usual="scan",
     ),
 )
 def test_a_kill_during_a_save_loses_nothing_that_was_saved(

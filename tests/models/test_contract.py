@@ -179,6 +179,12 @@ def by_architecture():
     return found
 
 
+def a_few(names):
+    """A transformer, one of two streams and a CNN on each run of the tests."""
+    usual = ("vit_tiny_patch4_32", "tnt_s_patch4_32", "cifar_resnet18")
+    return [pytest.param(n, marks=[] if n in usual else pytest.mark.slow) for n in names]
+
+
 @pytest.mark.parametrize("name", by_architecture())
 def test_logits_are_float32_of_batch_by_classes(name):
     logits = outcome(tiny(name).model)["logits"]
@@ -218,7 +224,7 @@ def test_eight_devices_equal_one(name):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest, err_msg=part)
 
 
-@pytest.mark.parametrize("name", by_architecture())
+@pytest.mark.parametrize("name", a_few(ZOO))
 def test_bfloat16_trains_float32_parameters(name):
     exact = outcome(tiny(name).model)
     rough = outcome(tiny(name, dtype=jnp.bfloat16).model)
@@ -228,17 +234,7 @@ def test_bfloat16_trains_float32_parameters(name):
     assert 0 < abs(rough["loss"] - exact["loss"]) < 0.05 * abs(exact["loss"])
 
 
-REMAT = ["vit_tiny_patch4_32", "tnt_s_patch4_32", "cifar_resnet18"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in REMAT else pytest.mark.slow)
-        for name in ZOO
-        if "remat" in models.fields(name)
-    ],
-)
+@pytest.mark.parametrize("name", a_few(n for n in ZOO if "remat" in models.fields(n)))
 def test_repeating_the_forward_pass_changes_no_value_and_costs_nothing_when_off(name):
     c = tiny(name)
     arguments = (c.variables, c.centroids, c.images, c.labels, jax.random.key(0))

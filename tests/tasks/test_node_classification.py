@@ -70,6 +70,7 @@ def test_a_continued_run_ends_as_one_that_never_stopped(folder, whole, tmp_path)
     assert records(tmp_path / "run")[-1]["test/loss_ce"] == records(whole)[-1]["test/loss_ce"]
 
 
+@pytest.mark.slow
 def test_sampled_neighbourhoods_train_by_the_batch(folder, tmp_path):
     flags = ["--config.data.fanout=(3,2)", "--config.train.batch_size=50"]
     flags += ["--config.train.epochs=2", f"--workdir={tmp_path}/run"]
