@@ -43,7 +43,7 @@ ADDED = {  # a pattern of a command: what makes it small
     r"--config=configs/(cora|citeseer|dgraph)\.py": ["--config.train.epochs=2"],
     r"-m scripts\.graphs --data_dir": ["--data=cora", "--models=gcn", "--cases=relu", "--seeds=1"],
 }
-PLACEHOLDERS = {"IMAGE...": "image.png", "--data_dir=DIR": "--data_dir=data"}
+PLACEHOLDERS = {"IMAGE...": "image.png", "--data_dir=DIR": "--data_dir=data", "DIR": "runs/digits"}
 
 
 def commands():
@@ -130,7 +130,7 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for name in ("dnrt_jax", "configs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "docs").mkdir()
+    (folder / "docs" / "figures").mkdir(parents=True)
     shutil.copytree(ROOT / "results", folder / "results")
     (folder / "results" / "graphs.jsonl").rename(folder / "results" / "all_graphs.jsonl")
     data_of_the_docs(folder / "data", folder / "vit_tiny_patch16_224.safetensors")

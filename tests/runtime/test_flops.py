@@ -19,7 +19,7 @@ def test_dense_layers_and_products_of_activations_are_told_apart():
         y = x.reshape(-1, 8) @ w
         return jnp.einsum("bnd,bmd->bnm", x, x), y
 
-    shapes = jax.ShapeDtypeStruct((8, 16), float), jax.ShapeDtypeStruct((2, 5, 8), float)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (2, 5, 8))]
     assert multiply_accumulates(attend, *shapes) == MultiplyAccumulates(10 * 8 * 16, 2 * 25 * 8)
 
 
