@@ -20,6 +20,7 @@ from typing import Any
 from dnrt_jax import models
 from dnrt_jax.benchmark import compile as benchmark
 from dnrt_jax.runtime.errors import UserError
+from scripts.study_plan import read
 
 COMPILERS = {"gpu:h100": "jax-cuda12-pjrt", "tpu:v5e:1x1": "libtpu"}  # by target
 DTYPES, WHATS = ("bfloat16", "float32"), ("train", "infer")
@@ -79,7 +80,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/zoo_compiled.jsonl"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
+    rows = read(args.out)
     if args.table:
         print("\n\n".join(table(rows, dtype) for dtype in DTYPES))
         return 0

@@ -214,8 +214,14 @@ def take(
 
 
 def _elements(x: Array, indices: Array) -> Array:
-    """x[indices], of x [N]: as rows of 128 and an element of each, as a TPU gathers single elements
-    one by one."""
+    """x[indices], of x [N]."""
+    by_index = lambda x, indices: x[indices]
+    return jax.lax.platform_dependent(x, indices, tpu=_by_rows, default=by_index)
+
+
+def _by_rows(x: Array, indices: Array) -> Array:
+    """x[indices]: rows of 128 and an element of each, as a TPU gathers single elements one by
+    one."""
     rows = jnp.pad(x, (0, -len(x) % LANES)).reshape(-1, LANES)
     at = indices[:, None] % LANES == jnp.arange(LANES)
     return jnp.where(at, rows[indices // LANES], 0).sum(1, dtype=x.dtype)

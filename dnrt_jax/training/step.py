@@ -268,11 +268,16 @@ def responses_for(arr_config: Config, recorded: Any) -> Any:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy f32[B] of logits [B, K] and labels i32[B] or label probabilities f32[B, K]; NaN
-    for a label outside 0..K-1."""
+    """Cross-entropy f32[B] of logits [B, K] and labels i32[B] or label probabilities f32[B, K]."""
     if labels.ndim == 2:
         return optax.softmax_cross_entropy(logits, labels)
-    # As optax's, without its gather: a TPU gathers single elements one by one.
+    gathered = optax.softmax_cross_entropy_with_integer_labels
+    return jax.lax.platform_dependent(logits, labels, tpu=_by_comparison, default=gathered)
+
+
+def _by_comparison(logits: Array, labels: Array) -> Array:
+    """As optax's, without its gather: a TPU gathers single elements one by one. NaN for a label
+    outside 0..K-1."""
     is_own = labels[:, None] == jnp.arange(logits.shape[-1])
     own = jnp.where(is_own.any(-1), jnp.where(is_own, logits, 0).sum(-1), jnp.nan)
     return jax.nn.logsumexp(logits, -1) - own
