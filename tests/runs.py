@@ -32,9 +32,12 @@ SMALL = [
 ]
 
 
-def command(workdir, *arguments, config="configs/digits.py"):
-    program = [sys.executable, "-m", "dnrt_jax.main", f"--config={config}", f"--workdir={workdir}"]
-    return [*program, *SMALL, *arguments]
+def arguments(workdir, *more, config="configs/digits.py"):
+    return [f"--config={config}", f"--workdir={workdir}", *SMALL, *more]
+
+
+def command(*args, **kwargs):
+    return [sys.executable, "-m", "dnrt_jax.main", *arguments(*args, **kwargs)]
 
 
 def environment():
@@ -47,10 +50,10 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "DATA_DIR"} | flags
 
 
-def program(*arguments):
+def program(*argv):
     """The training program with these arguments and no others."""
     return subprocess.run(
-        [sys.executable, "-m", "dnrt_jax.main", *arguments],
+        [sys.executable, "-m", "dnrt_jax.main", *argv],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -64,16 +67,16 @@ def run(*args, **kwargs):
     )
 
 
-def here(*arguments, module="main"):
+def here(*argv, module="main"):
     """A program in this process, by its `main(argv)`, which saves the start of a process; it sees
     the devices of the tests. The exit status and what it prints are those of the command."""
     out, errors, status = StringIO(), StringIO(), 0
     with chdir(ROOT), redirect_stdout(out), redirect_stderr(errors):
         try:
-            status = import_module(f"dnrt_jax.{module}").main([*map(str, arguments)])
+            status = import_module(f"dnrt_jax.{module}").main([*map(str, argv)])
         except SystemExit as ended:
             status = ended.code
-    return subprocess.CompletedProcess(arguments, status or 0, out.getvalue(), errors.getvalue())
+    return subprocess.CompletedProcess(argv, status or 0, out.getvalue(), errors.getvalue())
 
 
 def content(workdir):

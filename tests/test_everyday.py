@@ -3,12 +3,11 @@
 import json
 import random
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from runs import ROOT, assert_same_run, command, environment, here, run
+from runs import arguments, assert_same_run, here, run
 from test_main import killed_at
 
 from dnrt_jax.config import default
@@ -16,45 +15,31 @@ from dnrt_jax.runtime import trackers
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.workdir import read_records
 
-WANDB = """
-import json
-
-class Run:
-    def log(self, values, step):
-        with open("wandb.jsonl", "a") as file:
-            file.write(json.dumps([step, values]) + "\\n")
-
-    def finish(self):
-        open("finished", "w").close()
-
-def init(**options):
-    assert options["resume"] == "allow" and options["config"]["train"]["tracker"] == "wandb"
-    return Run()
-"""
-
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory):
-    """A folder with a run whose weights never move, so that no evaluation is better than the first;
-    with a profile, and a package `wandb` that writes to a file."""
-    folder = tmp_path_factory.mktemp("still")
-    (folder / "wandb.py").write_text(WANDB)
+    """(workdir, logged): a run whose weights never move, so that no evaluation is better than the
+    first, with a profile; and what a package `wandb` got from it."""
+    logged = []
+
+    def init(**options):
+        assert options["resume"] == "allow"
+        assert options["config"]["train"]["tracker"] == "wandb"
+        log = lambda values, step: logged.append((step, values))
+        return SimpleNamespace(log=log, finish=lambda: logged.append("finished"))
+
+    workdir = tmp_path_factory.mktemp("still") / "run"
     flags = ["--config.optim.lr=1e-30", "--config.optim.warmup_lr=0", "--config.optim.min_lr=0"]
     flags += ["--config.train.patience=1", "--config.train.tracker=wandb", "--profile=4"]
-    _, *words = command(folder / "run", *flags, config=str(ROOT / "configs/digits.py"))
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=environment() | {"PYTHONPATH": f"{ROOT}:{folder}"},
-        capture_output=True,
-        text=True,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+        done = here(*arguments(workdir, *flags))
     assert done.returncode == 0, done.stderr
-    return folder
+    return workdir, logged
 
 
 def test_a_run_ends_when_evaluations_get_no_better(still):
-    workdir = still / "run"
+    workdir, _ = still
     summary = json.loads((workdir / "summary.json").read_text())
     assert (summary["step"], summary["ended_early"]) == (20, True)  # it is evaluated every 10
     flags = ["--config.train.tracker=none"]
@@ -63,7 +48,7 @@ def test_a_run_ends_when_evaluations_get_no_better(still):
 
 @pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_without_patience(still, tmp_path):
-    workdir = shutil.copytree(still / "run", tmp_path / "run")
+    workdir = shutil.copytree(still[0], tmp_path / "run")
     flags = ["--config.train.tracker=none", "--config.train.patience=0"]
     done = here(f"--workdir={workdir}", *flags)
     assert done.returncode == 0, done.stderr
@@ -72,15 +57,16 @@ def test_a_run_that_ended_early_goes_on_without_patience(still, tmp_path):
 
 
 def test_a_profile_is_where_it_is_said_to_be(still):
-    assert list((still / "run" / "profile").rglob("*.xplane.pb"))
+    assert list((still[0] / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_tracker_gets_every_record(still):
-    logged = dict(map(json.loads, (still / "wandb.jsonl").read_text().splitlines()))
-    records = [r for r in read_records(still / "run") if r["step"] <= 20]
-    assert sorted(map(int, logged)) == [r["step"] for r in records]
-    assert all(logged[r["step"]]["train/loss"] == r["train/loss"] for r in records)
-    assert (still / "finished").exists()
+    workdir, (*logged, last) = still
+    records = [r for r in read_records(workdir) if r["step"] <= 20]
+    assert [step for step, _ in logged] == [r["step"] for r in records]
+    for (_, values), record in zip(logged, records, strict=True):
+        assert values["train/loss"] == record["train/loss"]
+    assert last == "finished"
 
 
 def test_mlflow_goes_on_in_the_run_of_the_same_folder(monkeypatch, tmp_path):

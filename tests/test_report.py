@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT, command, environment
+from runs import ROOT, arguments, environment, here
 
 from dnrt_jax.report import __main__ as program
 from dnrt_jax.report import figures
@@ -36,8 +36,7 @@ def runs(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     flags = ["--config.train.steps=3", "--config.train.eval_steps=1"]
     flags += ["--config.optim.warmup_steps=1", "--config.model.act=gelu", "--config.arr.weight=0"]
-    call = command(folder / "gelu" / "0", *flags)
-    subprocess.run(call, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    assert here(*arguments(folder / "gelu" / "0", *flags)).returncode == 0
     shutil.copytree(finished[0], folder / "raa+arr" / "0")
     return sorted(folder.glob("*/*"))
 
@@ -144,8 +143,7 @@ def test_a_set_is_its_mean_with_a_band_of_one_deviation():
 def test_the_folder_of_a_set_stands_for_its_runs(tmp_path):
     flags = ["--config.train.steps=3", "--config.train.eval_steps=1"]
     flags += ["--config.optim.warmup_steps=1", "--seeds=0,1"]
-    call = command(tmp_path / "set", *flags)
-    subprocess.run(call, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    assert here(*arguments(tmp_path / "set", *flags)).returncode == 0
     assert program.main([str(tmp_path / "set"), f"--out={tmp_path}/out", "--count=100"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<tr>") == 2  # the head, and one row

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from runs import ROOT, assert_same_run, command, environment, program, run
 
-SEEDS = "--seeds=0,1,2"
+SEEDS = "--seeds=0,1,42"
+MEMBERS = ["seed0", "seed1", "seed42"]
 TOGETHER = "--config.parallel.members=together"
 
 
@@ -37,22 +38,21 @@ def records_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_member_is_a_run_like_any_other(whole, tmp_path):
-    assert run(tmp_path / "own", "--config.seed=1").returncode == 0
-    folder, _ = whole()
-    assert_same_run(tmp_path / "own", folder / "seed1")
+def test_a_member_is_a_run_like_any_other(whole, finished):
+    (own, _), (folder, _) = finished, whole()
+    assert_same_run(own, folder / "seed42")
     names = lambda path: {p.name for p in path.iterdir() if not p.name.startswith("events")}
-    assert names(folder / "seed1") == names(tmp_path / "own")
+    assert names(folder / "seed42") == names(own)
     config = lambda path: json.loads((path / "config.json").read_text())
-    assert config(folder / "seed1") == config(tmp_path / "own")
+    assert config(folder / "seed42") == config(own)
 
 
 def test_a_set_says_mean_deviation_and_interval(whole):
     folder, done = whole()
-    accuracy = [records_of(folder / f"seed{i}")[-1]["test/acc"] for i in range(3)]
+    accuracy = [records_of(folder / member)[-1]["test/acc"] for member in MEMBERS]
     mean, deviation = np.mean(accuracy), np.std(accuracy, ddof=1)
     (about,) = json.loads((folder / "summary.json").read_text())["settings"]
-    assert (about["members"], about["unfinished"]) == (["seed0", "seed1", "seed2"], [])
+    assert (about["members"], about["unfinished"]) == (MEMBERS, [])
     found = about["last"]["test/acc"]
     assert (found["n"], found["mean"]) == (3, pytest.approx(mean))
     assert found["deviation"] == pytest.approx(deviation)
@@ -71,8 +71,8 @@ def test_a_set_says_mean_deviation_and_interval(whole):
 @pytest.mark.slow
 def test_members_at_once_are_close_to_members_in_turn(whole):
     (turn, _), (at_once, _) = whole(), whole(TOGETHER)
-    for i in range(3):
-        one, other = (records_of(folder / f"seed{i}") for folder in (turn, at_once))
+    for member in MEMBERS:
+        one, other = (records_of(folder / member) for folder in (turn, at_once))
         for a, b in zip(one, other, strict=True):
             if a["step"] <= 20 and "train/loss" in a:
                 assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-5)
@@ -110,8 +110,8 @@ def wait_for_records(process):
 
 
 def assert_same_set(one, other):
-    for i in range(3):
-        assert_same_run(one / f"seed{i}", other / f"seed{i}")
+    for member in MEMBERS:
+        assert_same_run(one / member, other / member)
     timeless = lambda record: {k: v for k, v in record.items() if "images_per_sec" not in k}
     assert list(map(timeless, records_of(one))) == list(map(timeless, records_of(other)))
 
@@ -166,7 +166,7 @@ def test_members_are_added_to_a_finished_set(whole, tmp_path, flags):
     folder = tmp_path / "set"
     shutil.copytree(whole(*flags)[0], folder)
     written = (folder / "seed1" / "checkpoints" / "44" / "manifest.json").stat().st_mtime_ns
-    done = run(folder, "--seeds=0,1,2,3", *flags)
+    done = run(folder, f"{SEEDS},3", *flags)
     assert done.returncode == 0, done.stderr
     assert (folder / "seed1" / "checkpoints" / "44" / "manifest.json").stat().st_mtime_ns == written
     (about,) = json.loads((folder / "summary.json").read_text())["settings"]
@@ -175,7 +175,7 @@ def test_members_are_added_to_a_finished_set(whole, tmp_path, flags):
         r["step"] for r in records_of(folder / "seed3")
     ]
     done = program(f"--workdir={folder}", "--eval_only")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [f"seed{i}" for i in range(4)]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*MEMBERS, "seed3"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import ROOT, command, environment
+from runs import ROOT, arguments, environment
 
 PROGRAM = str(Path(__file__).parent / "program.py")
 
@@ -24,9 +24,8 @@ def start():
     settings = environment() | {"PYTHONPATH": path}
 
     def start(fault, workdir, *flags, **variables):
-        _, _, _, *arguments = command(workdir, *flags)
         return subprocess.Popen(
-            [sys.executable, PROGRAM, fault, *arguments],
+            [sys.executable, PROGRAM, fault, *arguments(workdir, *flags)],
             cwd=ROOT,
             env=settings | bucket_environment() | variables,
             stdout=subprocess.PIPE,

@@ -32,12 +32,9 @@ def errors_of(text):
 
 
 @pytest.fixture(scope="module")
-def interrupted(running_store, run, tmp_path_factory):
-    """A run that was killed in its second save, and went on over a faulty connection."""
-    place = f"gs://{BUCKET}/{tmp_path_factory.mktemp('interrupted').name}"
-    variables = running_store.environment
-    status, errors = run("kill before manifest", place, **variables)
-    assert status == -signal.SIGKILL, errors
+def disturbed(running_store, run, tmp_path_factory):
+    """A run over a faulty connection."""
+    place = f"gs://{BUCKET}/{tmp_path_factory.mktemp('disturbed').name}"
     running_store.faults += [  # the first that fits a request is taken
         Fault("lose answer", "POST /upload.*lock"),
         Fault("status", "POST /upload.*arrays", 1, 429),
@@ -49,38 +46,38 @@ def interrupted(running_store, run, tmp_path_factory):
         Fault("shorten download", "arrays.*alt=media"),
         Fault("wrong byte down", "arrays.*alt=media"),
     ]
-    status, errors = run("none", place, **variables)
+    status, errors = run("none", place, **running_store.environment)
     assert status == 0, errors
     assert not [fault for fault in running_store.faults if fault.times]
     return place
 
 
-def test_a_run_in_a_bucket_that_was_killed_ends_as_one_on_disk(whole, interrupted):
-    assert_same_run(whole, interrupted)
+def test_a_run_over_a_faulty_connection_ends_as_one_on_disk(whole, disturbed):
+    assert_same_run(whole, disturbed)
     names = {path.name for path in (whole / "checkpoints").iterdir()}
-    assert {str(step) for step in steps(interrupted)} == names
+    assert {str(step) for step in steps(disturbed)} == names
     named = lambda names: {re.sub(r"/arrays/.*", "/arrays", name) for name in names}
     expected = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()} - {".lock"}
     events = lambda names: {name for name in names if not name.startswith("events.")}
-    found = storage.files(storage.path(interrupted))
+    found = storage.files(storage.path(disturbed))
     assert events(named(found)) == events(named(expected))
 
 
-def test_the_programs_take_a_run_in_a_bucket(interrupted, tmp_path, capsys):
+def test_the_programs_take_a_run_in_a_bucket(disturbed, tmp_path, capsys):
     from PIL import Image
 
     Image.new("L", (8, 8)).save(tmp_path / "zero.png")
-    assert predict.main([f"--workdir={interrupted}", str(tmp_path / "zero.png")]) == 0
-    convert.main([interrupted, f"{interrupted}-weights/digits.safetensors"])
-    weights = f"--weights={interrupted}-weights/digits.safetensors"
+    assert predict.main([f"--workdir={disturbed}", str(tmp_path / "zero.png")]) == 0
+    convert.main([disturbed, f"{disturbed}-weights/digits.safetensors"])
+    weights = f"--weights={disturbed}-weights/digits.safetensors"
     assert predict.main([weights, str(tmp_path / "zero.png")]) == 0
     first, _, second = capsys.readouterr().out.splitlines()
     assert first == second
-    out = f"{interrupted}-report"
-    assert report.main([interrupted, f"--out={out}", "--count=100"]) == 0
+    out = f"{disturbed}-report"
+    assert report.main([disturbed, f"--out={out}", "--count=100"]) == 0
     assert b"<!doctype html>" in storage.read(storage.path(out) / "report.html")
     with pytest.raises(SystemExit) as ended:
-        main.main([f"--workdir={interrupted}", "--eval_only", "--checkpoint=best"])
+        main.main([f"--workdir={disturbed}", "--eval_only", "--checkpoint=best"])
     assert ended.value.code == 0
     assert re.search(r"step \d+ .*acc=", capsys.readouterr().out)
 
@@ -114,7 +111,7 @@ def test_without_gcsfs_the_line_says_what_to_install(workdir, capsys, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["before arrays", "in verify", "in sweep"])
+@pytest.mark.parametrize("stage", ["before arrays", "before manifest", "in verify", "in sweep"])
 def test_a_kill_during_a_save_loses_nothing(whole, run, workdir, stage):
     assert run(f"kill {stage}", workdir)[0] == -signal.SIGKILL
     assert steps(workdir)

@@ -128,6 +128,7 @@ def test_two_processes_train_a_set_with_a_member_each(alone, tmp_path, dispatch)
     assert summary["settings"][0]["last"]["test/acc"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_named_and_the_run_goes_on_elsewhere(alone, tmp_path):
     workdir = tmp_path / "run"
     running = start(workdir, 2, 4, "--config.parallel.heartbeat_seconds=5")
