@@ -1,7 +1,7 @@
 """Aggregated response regularization (ARR): a loss that pulls responses to running class means.
 
-    mu_k <- (1 - m) mu_k + m x_k                              (Qiu et al., ICLR 2024, eq. 3)
-    loss  = mean over layers and samples of |x - mu_y|_1 / D                    (eq. 4, 5)
+    mu_k <- (1 - m) mu_k + m x_k                      (Qiu et al., ICLR 2024, eq. 3)
+    loss  = mean over layers and samples of |x - mu_y|_1 / D            (eq. 4, 5)
 
 x is a layer's aggregated response to one sample of class y: its class token, or its pooled feature
 map. All functions are pure, work on pytrees of responses and need only JAX:
