@@ -92,9 +92,9 @@ def content(workdir):
 
 
 def load_arrays(step):
-    names = list(json.loads(storage.read(step / "manifest.json"))["tree"])
+    described = json.loads(storage.read(step / "manifest.json"))["tree"]
     with array_files.local_copy(step / "arrays") as folder:
-        return array_files.read(folder, names)
+        return array_files.read(folder, described)
 
 
 def assert_same_run(a, b):

@@ -1,9 +1,12 @@
 """The arrays of a checkpoint as files of Orbax, on a disk or in a bucket.
 
-One process writes them all, from copies in host memory. For a bucket they are files of a temporary
-folder before and after, so that every transfer is repeated and verified as those of other objects.
+Orbax gets one vector for each dtype, as each array costs it 0.4 ms of a processor. One process
+writes, from copies in host memory. For a bucket the files lie in a temporary folder before
+and after, so that every transfer is repeated and verified as those of other objects.
 """
 
+import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +21,16 @@ from dnrt_jax.runtime.errors import CheckpointError
 from dnrt_jax.runtime.storage import AnyPath
 
 Arrays = dict[str, np.ndarray]  # by path in the tree of the state
+CHUNK = 8 * 2**20  # bytes that are compressed and written by one thread
 
 
-def write(folder: AnyPath, arrays: Arrays) -> None:
-    """Writes arrays into a folder that does not exist.
+def describe(arrays: Arrays | dict[str, jax.Array]) -> dict[str, str]:
+    """The dtypes and shapes by name, as "float32[64, 10]"."""
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
+def write(folder: AnyPath, arrays: Arrays) -> dict[str, str]:
+    """Writes arrays into a folder that does not exist; returns the SHA-256 of its files by name.
 
     Raises:
       CheckpointError: if Orbax cannot write them, as on a full disk.
@@ -29,15 +38,19 @@ def write(folder: AnyPath, arrays: Arrays) -> None:
     """
     if isinstance(folder, Path):
         try:
-            _checkpointer().save(folder.absolute(), args=ocp.args.PyTreeSave(arrays))
+            vectors = _join(arrays)
+            chunks = dict.fromkeys(vectors, ocp.SaveArgs(chunk_byte_size=CHUNK))
+            args = ocp.args.PyTreeSave(vectors, save_args=chunks)
+            _checkpointer().save(folder.absolute(), args=args)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} could not be written: {error}") from error
-        return
+        return storage.checksums(folder)
     with tempfile.TemporaryDirectory() as place:
         local = Path(place) / folder.name
-        write(local, arrays)
-        for name in storage.files(local):
+        found = write(local, arrays)
+        for name in found:
             storage.write(folder / name, storage.read(local / name))
+    return found
 
 
 @contextmanager
@@ -54,13 +67,33 @@ def local_copy(folder: AnyPath) -> Iterator[Path]:
         yield local
 
 
-def read(folder: Path, names: list[str]) -> Arrays:
-    """The arrays in a folder that `write` has written; `names` gives the order."""
-    as_numpy = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
-    like = dict.fromkeys(names, np.zeros(0))
+def read(folder: Path, described: dict[str, str]) -> Arrays:
+    """The arrays in a folder that `write` has written, `described` as by `describe`."""
+    shapes = {name: _parse(text) for name, text in described.items()}
+    dtypes = list(dict.fromkeys(dtype for dtype, _ in shapes.values()))
+    as_numpy = dict.fromkeys(dtypes, ocp.RestoreArgs(restore_type=np.ndarray))
+    like = dict.fromkeys(dtypes, np.zeros(0))
     args = ocp.args.PyTreeRestore(like, restore_args=as_numpy)
-    arrays = _checkpointer().restore(folder.absolute(), args=args)
-    return {name: arrays[name] for name in names}  # Orbax changes the order
+    vectors = _checkpointer().restore(folder.absolute(), args=args)
+    arrays, used = {}, dict.fromkeys(dtypes, 0)
+    for name, (dtype, shape) in shapes.items():
+        start, used[dtype] = used[dtype], used[dtype] + math.prod(shape)
+        arrays[name] = vectors[dtype][start : used[dtype]].reshape(shape)
+    return arrays
+
+
+def _join(arrays: Arrays) -> Arrays:
+    """All arrays of a dtype as one vector, by dtype."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for x in arrays.values():
+        parts.setdefault(str(x.dtype), []).append(x.ravel())
+    return {dtype: np.concatenate(found) for dtype, found in parts.items()}
+
+
+def _parse(described: str) -> tuple[str, list[int]]:
+    """("float32", [64, 10]) of "float32[64, 10]"."""
+    dtype, _, shape = described.partition("[")
+    return dtype, json.loads(f"[{shape}")
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -1,8 +1,9 @@
 """Verified checkpoints, on a disk or in a bucket, written by the first process of a run.
 
-    checkpoints/STEP/arrays/...      files of Orbax with all arrays, by path: params/head/kernel
-    checkpoints/STEP/manifest.json   written last, as a whole: checksums of the files, the shapes,
-                                     the config, versions, state of the training loop
+    checkpoints/STEP/arrays/...      files of Orbax with all arrays
+    checkpoints/STEP/manifest.json   written last, as a whole: checksums of the files, the arrays'
+                                     paths (params/head/kernel), dtypes and shapes, the config,
+                                     versions, state of the training loop
 
 Orbax does not detect corrupted files or fall back to an older step. Here, a step without a valid
 manifest is ignored, and arrays are restored only if their files match it exactly. In a bucket the
@@ -23,11 +24,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import dnrt_jax
 from dnrt_jax.runtime import array_files, storage
-from dnrt_jax.runtime.array_files import Arrays
+from dnrt_jax.runtime.array_files import Arrays, describe
 from dnrt_jax.runtime.errors import CheckpointError
 from dnrt_jax.runtime.storage import AnyPath
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
+FORMAT = 2  # of what `array_files` writes; 1 had each array by itself
 
 
 class Restored(NamedTuple):
@@ -39,7 +41,11 @@ class Restored(NamedTuple):
 
 def steps(folder: AnyPath) -> list[int]:
     """The steps that have a manifest, in increasing order; not verified."""
-    found = (name.split("/") for name in storage.files(folder))
+    return _steps(storage.files(folder))
+
+
+def _steps(names: list[str]) -> list[int]:
+    found = (name.split("/") for name in names)
     return sorted(int(parts[0]) for parts in found if parts[1:] == [MANIFEST])
 
 
@@ -87,11 +93,12 @@ def write(
     target = folder / str(step)
     storage.remove(target)  # remains of an interrupted save
     storage.make_folder(target)
-    array_files.write(target / ARRAYS, arrays)
+    files = array_files.write(target / ARRAYS, arrays)
     manifest = {
+        "format": FORMAT,
         "step": step,
-        "tree": _describe(arrays),
-        "files": _checksums(target),
+        "tree": describe(arrays),
+        "files": {f"{ARRAYS}/{name}": found for name, found in files.items()},
         "config": config,
         "extra": extra,
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
@@ -117,7 +124,7 @@ def verify(folder: AnyPath, step: int) -> dict[str, Any]:
     if storage.is_remote(folder) and "crc32c" in manifest:
         seen, wanted = storage.crc32c(place), manifest["crc32c"]
     else:
-        seen, wanted = _checksums(place), manifest["files"]
+        seen, wanted = storage.checksums(place), manifest["files"]
     seen.pop(MANIFEST, None)
     _compare(seen, wanted, place)
     return manifest
@@ -170,9 +177,10 @@ def keep(folder: AnyPath, newest: int, step: int, also: int | None = None) -> No
     Also deletes incomplete saves and checkpoints newer than `step`, the one just saved: they are
     damaged, or the run would have resumed from them.
     """
-    known = [known for known in steps(folder) if known <= step]
+    names = storage.files(folder)
+    known = [known for known in _steps(names) if known <= step]
     kept = {str(kept) for kept in [*known[-newest:], also]}
-    for name in {name.split("/")[0] for name in storage.files(folder)} - kept:
+    for name in {name.split("/")[0] for name in names} - kept:
         # The manifest first: an interrupted deletion then leaves an incomplete save.
         storage.remove(folder / name / MANIFEST)
         storage.remove(folder / name)
@@ -192,14 +200,20 @@ def _manifest(folder: AnyPath, step: int) -> dict[str, Any]:
         valid, manifest = False, {}
     if not valid:
         raise CheckpointError(f"checkpoint of step {step} is damaged: {path}")
+    if (found := manifest.get("format", 1)) != FORMAT:
+        raise CheckpointError(
+            f"{path}: its format is {found}, this dnrt_jax has {FORMAT}; start the run anew, or go "
+            f"on with the dnrt_jax that wrote it ({manifest['versions']['dnrt_jax']})"
+        )
     return manifest
 
 
 def _arrays(place: AnyPath, manifest: dict[str, Any]) -> Arrays:
     """The arrays of a checkpoint, verified."""
     with array_files.local_copy(place / ARRAYS) as folder:
-        _compare(_checksums(folder, f"{ARRAYS}/"), manifest["files"], place)
-        return array_files.read(folder, list(manifest["tree"]))
+        seen = {f"{ARRAYS}/{name}": found for name, found in storage.checksums(folder).items()}
+        _compare(seen, manifest["files"], place)
+        return array_files.read(folder, manifest["tree"])
 
 
 def _compare(seen: dict[str, str], wanted: dict[str, str], place: AnyPath) -> None:
@@ -212,7 +226,7 @@ def _compare(seen: dict[str, str], wanted: dict[str, str], place: AnyPath) -> No
 
 def _placed(arrays: Arrays, target: Any, place: AnyPath) -> Any:
     """The tree `target` with the values of `arrays`."""
-    wanted, saved = _describe(_flatten(target)), _describe(arrays)
+    wanted, saved = describe(_flatten(target)), describe(arrays)
     differences = [
         f"{name}: {saved.get(name, 'absent')}, the run has {wanted.get(name, 'nothing')}"
         for name in sorted(saved.keys() | wanted)
@@ -233,16 +247,6 @@ def _flatten(tree: Any) -> dict[str, Any]:
     leaves = jax.tree.leaves_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
-
-
-def _describe(arrays: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
-
-
-def _checksums(folder: AnyPath, prefix: str = "") -> dict[str, str]:
-    """SHA-256 of all files below a folder."""
-    of = lambda name: storage.sha256(storage.read(folder / name))
-    return {f"{prefix}{name}": of(name) for name in storage.files(folder)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

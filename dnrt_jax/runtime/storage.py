@@ -127,6 +127,11 @@ def crc32c(folder: AnyPath) -> dict[str, str]:
     }
 
 
+def checksums(folder: AnyPath) -> dict[str, str]:
+    """The SHA-256 of all files below a folder, which are read, by their relative names."""
+    return {name: sha256(read(folder / name)) for name in files(folder)}
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -21,6 +21,8 @@ def state():
     return {
         "w": jnp.arange(6.0).reshape(2, 3),
         "inner": [Pair(jnp.int32(4), jnp.int32(5)), None, jnp.ones(3, bool)],
+        "half": jnp.arange(4, dtype=jnp.bfloat16),
+        "nothing": jnp.zeros((0, 2)),
     }
 
 
@@ -49,6 +51,12 @@ def test_what_goes_in_comes_out_bit_for_bit(folder, state):
     assert (restored.step, restored.extra) == (3, {"step": 3})
     jax.tree.map(np.testing.assert_array_equal, restored.state, shifted(state, 3))
     assert checkpoint.restore(folder, target(state), 1).state["w"][0, 1] == 2
+
+
+def test_the_format_of_another_version_is_named(folder, state, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with pytest.raises(checkpoint.CheckpointError, match=r"its format is \d, this dnrt_jax has \d"):
+        checkpoint.restore(folder, target(state))
 
 
 def test_an_empty_folder_is_a_fresh_start_but_a_missing_step_is_an_error(tmp_path, state):
