@@ -93,7 +93,7 @@ def content(workdir):
 
 def load_arrays(step):
     described = json.loads(storage.read(step / "manifest.json"))["tree"]
-    with array_files.local_copy(step / "arrays") as folder:
+    with array_files.local_copy(step) as folder:
         return array_files.read(folder, described)
 
 

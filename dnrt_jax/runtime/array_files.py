@@ -1,12 +1,14 @@
-"""The arrays of a checkpoint as files of Orbax, on a disk or in a bucket.
+"""The arrays of a checkpoint: files of Orbax in a folder, in a bucket one object with all of them.
 
 Orbax gets one vector for each dtype, as each array costs it 0.4 ms of a processor. One process
-writes, from copies in host memory. For a bucket the files lie in a temporary folder before
-and after, so that every transfer is repeated and verified as those of other objects.
+writes, from copies in host memory. In a bucket each request has its price and its delay: the files
+go there as one tar archive, whose transfer is repeated and verified as that of other objects.
 """
 
+import io
 import json
 import math
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from dnrt_jax.runtime.errors import CheckpointError
 from dnrt_jax.runtime.storage import AnyPath
 
 Arrays = dict[str, np.ndarray]  # by path in the tree of the state
+FOLDER, ARCHIVE = "arrays", "arrays.tar"  # on a disk, in a bucket
 CHUNK = 8 * 2**20  # bytes that are compressed and written by one thread
 
 
@@ -30,51 +33,60 @@ def describe(arrays: Arrays | dict[str, jax.Array]) -> dict[str, str]:
 
 
 def write(folder: AnyPath, arrays: Arrays) -> dict[str, str]:
-    """Writes arrays into a folder that does not exist; returns the SHA-256 of its files by name.
+    """Writes arrays into the folder of a checkpoint; returns the SHA-256 of their files by name.
 
     Raises:
       CheckpointError: if Orbax cannot write them, as on a full disk.
       StorageError: if the bucket cannot be written.
     """
     if isinstance(folder, Path):
-        try:
-            vectors = _join(arrays)
-            chunks = dict.fromkeys(vectors, ocp.SaveArgs(chunk_byte_size=CHUNK))
-            args = ocp.args.PyTreeSave(vectors, save_args=chunks)
-            _checkpointer().save(folder.absolute(), args=args)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} could not be written: {error}") from error
+        _save(folder / FOLDER, arrays)
         return storage.checksums(folder)
-    with tempfile.TemporaryDirectory() as place:
-        local = Path(place) / folder.name
-        found = write(local, arrays)
-        for name in found:
-            storage.write(folder / name, storage.read(local / name))
-    return found
+    with tempfile.TemporaryDirectory() as place, io.BytesIO() as archive:
+        _save(Path(place) / FOLDER, arrays)
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.add(Path(place) / FOLDER, FOLDER)
+        data = archive.getvalue()
+    storage.write(folder / ARCHIVE, data)
+    return {ARCHIVE: storage.sha256(data)}
+
+
+def _save(folder: Path, arrays: Arrays) -> None:
+    vectors = _join(arrays)
+    chunks = dict.fromkeys(vectors, ocp.SaveArgs(chunk_byte_size=CHUNK))
+    args = ocp.args.PyTreeSave(vectors, save_args=chunks)
+    try:
+        _checkpointer().save(folder.absolute(), args=args)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} could not be written: {error}") from error
 
 
 @contextmanager
 def local_copy(folder: AnyPath) -> Iterator[Path]:
-    """The folder, or for one in a bucket a temporary copy of it."""
+    """The folder of a checkpoint, or for one in a bucket a temporary copy of it."""
     if isinstance(folder, Path):
         yield folder
         return
     with tempfile.TemporaryDirectory() as place:
-        local = Path(place) / folder.name
         for name in storage.files(folder):
-            (local / name).parent.mkdir(parents=True, exist_ok=True)
-            (local / name).write_bytes(storage.read(folder / name))
-        yield local
+            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(place) / name).write_bytes(storage.read(folder / name))
+        yield Path(place)
 
 
 def read(folder: Path, described: dict[str, str]) -> Arrays:
-    """The arrays in a folder that `write` has written, `described` as by `describe`."""
+    """The arrays in the folder of a checkpoint, `described` as by `describe`."""
+    if (archive := folder / ARCHIVE).exists():  # of a bucket
+        with tempfile.TemporaryDirectory() as place:
+            with tarfile.open(archive) as tar:
+                tar.extractall(place, filter="data")
+            return read(Path(place), described)
     shapes = {name: _parse(text) for name, text in described.items()}
     dtypes = list(dict.fromkeys(dtype for dtype, _ in shapes.values()))
     as_numpy = dict.fromkeys(dtypes, ocp.RestoreArgs(restore_type=np.ndarray))
     like = dict.fromkeys(dtypes, np.zeros(0))
     args = ocp.args.PyTreeRestore(like, restore_args=as_numpy)
-    vectors = _checkpointer().restore(folder.absolute(), args=args)
+    vectors = _checkpointer().restore((folder / FOLDER).absolute(), args=args)
     arrays, used = {}, dict.fromkeys(dtypes, 0)
     for name, (dtype, shape) in shapes.items():
         start, used[dtype] = used[dtype], used[dtype] + math.prod(shape)

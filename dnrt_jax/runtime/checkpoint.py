@@ -1,6 +1,6 @@
 """Verified checkpoints, on a disk or in a bucket, written by the first process of a run.
 
-    checkpoints/STEP/arrays/...      files of Orbax with all arrays
+    checkpoints/STEP/arrays/...      files of Orbax with all arrays; in a bucket arrays.tar of them
     checkpoints/STEP/manifest.json   written last, as a whole: checksums of the files, the arrays'
                                      paths (params/head/kernel), dtypes and shapes, the config,
                                      versions, state of the training loop
@@ -28,7 +28,7 @@ from dnrt_jax.runtime.array_files import Arrays, describe
 from dnrt_jax.runtime.errors import CheckpointError
 from dnrt_jax.runtime.storage import AnyPath
 
-ARRAYS, MANIFEST = "arrays", "manifest.json"
+MANIFEST = "manifest.json"
 FORMAT = 2  # of what `array_files` writes; 1 had each array by itself
 
 
@@ -93,12 +93,12 @@ def write(
     target = folder / str(step)
     storage.remove(target)  # remains of an interrupted save
     storage.make_folder(target)
-    files = array_files.write(target / ARRAYS, arrays)
+    files = array_files.write(target, arrays)
     manifest = {
         "format": FORMAT,
         "step": step,
         "tree": describe(arrays),
-        "files": {f"{ARRAYS}/{name}": found for name, found in files.items()},
+        "files": files,
         "config": config,
         "extra": extra,
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
@@ -125,7 +125,6 @@ def verify(folder: AnyPath, step: int) -> dict[str, Any]:
         seen, wanted = storage.crc32c(place), manifest["crc32c"]
     else:
         seen, wanted = storage.checksums(place), manifest["files"]
-    seen.pop(MANIFEST, None)
     _compare(seen, wanted, place)
     return manifest
 
@@ -210,14 +209,14 @@ def _manifest(folder: AnyPath, step: int) -> dict[str, Any]:
 
 def _arrays(place: AnyPath, manifest: dict[str, Any]) -> Arrays:
     """The arrays of a checkpoint, verified."""
-    with array_files.local_copy(place / ARRAYS) as folder:
-        seen = {f"{ARRAYS}/{name}": found for name, found in storage.checksums(folder).items()}
-        _compare(seen, manifest["files"], place)
+    with array_files.local_copy(place) as folder:
+        _compare(storage.checksums(folder), manifest["files"], place)
         return array_files.read(folder, manifest["tree"])
 
 
 def _compare(seen: dict[str, str], wanted: dict[str, str], place: AnyPath) -> None:
-    bad = sorted(name for name in seen.keys() | wanted if seen.get(name) != wanted.get(name))
+    names = (seen.keys() | wanted.keys()) - {MANIFEST}
+    bad = sorted(name for name in names if seen.get(name) != wanted.get(name))
     if bad:
         raise CheckpointError(
             f"checkpoint of step {place.name} is damaged: {', '.join(bad)} in {place}"
