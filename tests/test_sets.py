@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from runs import ROOT, assert_same_run, command, environment, program, run
 
+from dnrt_jax.runtime.statistics import describe
+
 SEEDS = "--seeds=0,1,42"
 MEMBERS = ["seed0", "seed1", "seed42"]
 TOGETHER = "--config.parallel.members=together"
@@ -66,6 +68,14 @@ def test_a_set_says_mean_deviation_and_interval(whole):
     assert means[-1]["test/acc"] == pytest.approx(mean)
     assert means[-1]["deviation/test/acc"] == pytest.approx(deviation)
     assert len(list(folder.glob("events*"))) == 1
+
+
+def test_the_table_of_the_digits_is_of_the_committed_accuracies():
+    page = (ROOT / "docs" / "sets.md").read_text()
+    for case, accuracies in json.loads((ROOT / "results" / "digits.json").read_text()).items():
+        found = describe([100 * accuracy for accuracy in accuracies])
+        interval = "{:.2f} to {:.2f}".format(*found["interval"])
+        assert f"| {case} | {found['mean']:.2f} | {found['deviation']:.2f} | {interval} |" in page
 
 
 @pytest.mark.slow

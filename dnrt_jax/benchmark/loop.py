@@ -1,7 +1,8 @@
 """The training loop of the program against its steps alone: evaluation and checkpoints each epoch.
 
 The epochs are made as long as --seconds of steps. "loop" evaluates only at the end; "other" are the
-same steps dispatched without a loop, and with evaluation as often where the loop evaluates.
+same steps dispatched without a loop, and with evaluation as often where the loop evaluates. For
+"checkpoints", "other" are the epochs of the same run in which none is written.
 """
 
 import argparse
@@ -21,15 +22,16 @@ from dnrt_jax.config import Config
 from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.experiment import Experiment
 from dnrt_jax.run import Run
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.set_folder import SetFolder
+from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.tasks.image_classification import ImageClassification
 
 NEVER = 10**9  # steps
 CASES = {  # fields of config.train, with an epoch of `steps` steps
     "loop": lambda steps: {"eval_steps": NEVER, "checkpoint_steps": NEVER},
     "loop, evaluation": lambda steps: {"eval_steps": steps, "checkpoint_steps": NEVER},
-    "loop, evaluation, checkpoints": lambda steps: {"eval_steps": steps, "checkpoint_steps": steps},
 }
 
 
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--seconds", type=float, default=1.0, help="of steps in an epoch")
     parser.add_argument("--eval_samples", type=int, default=500)
+    parser.add_argument("--workdir", help="a new folder of checkpoints; default: a temporary one")
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
@@ -50,12 +53,23 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
     config.train.dispatch_steps = min(steps, 64)
     images = lambda samples: _images(config, samples)
     data = images(steps * args.batch_size), images(args.eval_samples)
-    for case, fields in CASES.items():
+
+    def build(fields: dict[str, int]) -> Experiment:
         changed = copy.deepcopy(config)
-        changed.train.update(fields(steps) | {"log_steps": steps, "steps": NEVER})
-        built = experiment.build(changed, ImageClassification(changed, *data))
-        alone = _steps_alone(built, steps, args.rounds, evaluate="evaluation" in case)
-        yield compare(case, "s an epoch", _epochs(built, args.rounds), alone)
+        changed.train.update(fields | {"log_steps": steps, "steps": NEVER})
+        return experiment.build(changed, ImageClassification(changed, *data))
+
+    with tempfile.TemporaryDirectory() as place:
+        for case, fields in CASES.items():
+            built = build(fields(steps))
+            alone = _steps_alone(built, steps, args.rounds, evaluate="evaluation" in case)
+            epochs = _epochs(built, args.rounds, Path(place) / case)
+            yield compare(case, "s an epoch", epochs, alone)
+        built = build({"eval_steps": steps, "checkpoint_steps": 2 * steps})
+        workdir = storage.path(args.workdir or f"{place}/checkpoints")
+        epochs = _epochs(built, 2 * args.rounds, workdir)
+        # That at the end of the second epoch is written during the third, and so on.
+        yield compare("checkpoints", "s an epoch", epochs[0::2], epochs[1::2])
 
 
 def _images(config: Config, samples: int) -> Dataset:
@@ -81,16 +95,16 @@ def _steps_alone(built: Experiment, steps: int, rounds: int, *, evaluate: bool) 
     return np.array(seconds[1:])
 
 
-def _epochs(built: Experiment, rounds: int) -> np.ndarray:
-    """Seconds of each of `rounds` epochs of the loop."""
-    clock = Clock(rounds + 2)  # the first epoch compiles
-    with tempfile.TemporaryDirectory() as place, train.Stop() as stop:
+def _epochs(built: Experiment, rounds: int, workdir: AnyPath) -> np.ndarray:
+    """Seconds of each of `rounds` epochs of the loop, from the third one on."""
+    clock = Clock(rounds + 2)  # the first two compile
+    with train.Stop() as stop:
         clock.stop = stop
-        with SetFolder(Path(place) / "run", {"": [""]}) as folder:
+        with SetFolder(workdir, {"": [""]}) as folder:
             one = Run("", built, folder.members[""])
             folder.members[""].tracker = clock
             folder.start([""])
-            train.fit([one], stop, folder, Profile(Path(place), 0))
+            train.fit([one], stop, folder, Profile(Path(), 0))
     return np.diff(clock.times)[-rounds:]
 
 
