@@ -109,8 +109,7 @@ def over_training(records: Mapping[str, Records]) -> Figure | None:
     """Size, scale-free spread and probe of the responses by step, in an early, a middle and a late
     layer; None where no run has logged them."""
     found = {run: _by_layer(rows) for run, rows in records.items()}
-    found = {run: layers for run, layers in found.items() if layers}
-    if not found:
+    if not any(found.values()):
         return None
     names = {
         "norm": "Norm / sqrt(D)",
@@ -120,7 +119,7 @@ def over_training(records: Mapping[str, Records]) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 3), names.items(), strict=True):
         for i, (run, layers) in enumerate(found.items()):
-            chosen = [list(layers)[k] for k in _three(len(layers))]
+            chosen = [list(layers)[k] for k in _three(len(layers)) if layers]
             for layer, style in zip(chosen, (":", "--", "-"), strict=False):
                 points = [(step, values[name]) for step, values in layers[layer] if name in values]
                 steps, values = np.array(points).T
