@@ -25,7 +25,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def accuracies(rows: Sequence[Row]) -> Figure:
-    """Test accuracy at the last epoch by case: every seed, and the mean with its 95% interval."""
+    """Test accuracy at the last epoch by case: every seed, and the mean, with its 95% interval if
+    there are three or more."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for i, act in enumerate(ACTS):
@@ -34,11 +35,12 @@ def accuracies(rows: Sequence[Row]) -> Figure:
             if not values:
                 continue
             score, at = summarize(values), x + 0.25 * (i - 1)
-            low, high = score.interval or (score.mean, score.mean)
+            low, high = score.interval if score.interval and score.n > 2 else (score.mean,) * 2
             axes.plot([at] * len(values), values, ".", color=f"C{i}", alpha=0.4)
             error = [[score.mean - low], [high - score.mean]]
             axes.errorbar(at, score.mean, error, fmt="_", color=f"C{i}", ms=14, capsize=3)
         axes.plot([], [], "_", ms=14, color=f"C{i}", label=act)
+    axes.set_xlim(-0.5, len(CASES) - 0.5)
     axes.set_xticks(range(len(CASES)), list(CASES))
     axes.set(ylabel="Test accuracy, %", xlabel="Target of the pull")
     axes.grid(alpha=0.3, axis="y")
@@ -76,11 +78,14 @@ def norms(rows: Sequence[Row]) -> Figure:
 
 def _panels(rows: Sequence[Row], figure: Figure) -> Iterator[tuple[Axes, str, str, list[Row]]]:
     """Axes, color, case and results of each case of each activation, one panel an activation."""
-    for axes, act in zip(figure.subplots(1, len(ACTS), sharey=True), ACTS, strict=True):
+    results = lambda act, case: list(results_of(rows, SETTING, act, case).values())
+    acts = [act for act in ACTS if any(results(act, case) for case in CASES)]
+    panels = figure.subplots(1, len(acts), sharey=True, squeeze=False)[0]
+    for axes, act in zip(panels, acts, strict=True):
         axes.set_title(act)
         axes.grid(alpha=0.3)
         for i, case in enumerate(CASES):
-            if found := list(results_of(rows, SETTING, act, case).values()):
+            if found := results(act, case):
                 yield axes, f"C{i}", case, found
 
 
