@@ -183,7 +183,7 @@ def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_serves(whole, run,
 def test_a_really_full_disk(run, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     try:
