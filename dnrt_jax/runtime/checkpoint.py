@@ -91,7 +91,7 @@ def write(
       OSError: errors of the file system or the bucket.
     """
     target = folder / str(step)
-    storage.remove(target)  # remains of an interrupted save
+    storage.remove_folder(target)  # remains of an interrupted save
     storage.make_folder(target)
     files = array_files.write(target, arrays)
     manifest = {
@@ -179,10 +179,10 @@ def keep(folder: AnyPath, newest: int, step: int, also: int | None = None) -> No
     names = storage.files(folder)
     known = [known for known in _steps(names) if known <= step]
     kept = {str(kept) for kept in [*known[-newest:], also]}
-    for name in {name.split("/")[0] for name in names} - kept:
+    for name in {name.split("/")[0] for name in names if "/" in name} - kept:
         # The manifest first: an interrupted deletion then leaves an incomplete save.
-        storage.remove(folder / name / MANIFEST)
-        storage.remove(folder / name)
+        storage.remove_file(folder / name / MANIFEST)
+        storage.remove_folder(folder / name)
 
 
 def _manifest(folder: AnyPath, step: int) -> dict[str, Any]:

@@ -136,16 +136,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def remove(path: AnyPath) -> None:
-    """Deletes a file or a folder with all below it, if it exists."""
-    if not isinstance(path, Path):
-        name, prefix = _folder(path)
-        for key in [*(key for key, _ in bucket.listing(name, prefix)), prefix.rstrip("/")]:
-            bucket.delete(name, key)
-    elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+def remove_file(path: AnyPath) -> None:
+    """Deletes a file, if it exists."""
+    if isinstance(path, Path):
         path.unlink(missing_ok=True)
+    else:
+        bucket.delete(*split(path))
+
+
+def remove_folder(path: AnyPath) -> None:
+    """Deletes a folder with all below it, if it exists."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    name, prefix = _folder(path)
+    for key, _ in bucket.listing(name, prefix):
+        bucket.delete(name, key)
 
 
 def split(path: AnyPath) -> tuple[str, str]:

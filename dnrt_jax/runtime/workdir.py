@@ -93,7 +93,7 @@ class Workdir:
             yield
         except BaseException:
             if self._is_new:
-                storage.remove(self.path)
+                storage.remove_folder(self.path)
             raise
 
     def _write(self, name: str, text: str) -> None:

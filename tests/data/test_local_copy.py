@@ -65,7 +65,7 @@ def test_nothing_there_names_the_bucket(source):
 def test_what_changed_in_the_bucket_is_copied_again_and_the_rest_is_not(source, store):
     put(source, {f"pets/{name}": data for name, data in pets().items()})
     load(source)
-    storage.remove(source / "pets/train/cat/0.png")
+    storage.remove_file(source / "pets/train/cat/0.png")
     put(source, {"pets/train/cat/1.png": pets()["train/dog/1.png"]})
     store.requests.clear()
     local_copy.of.cache_clear()

@@ -98,14 +98,13 @@ def before_renaming(name, action, at):
 
 def half_a_sweep():
     """Dies after the first manifest of an old checkpoint was deleted, before its arrays are."""
-    original = storage.remove
+    original = storage.remove_file
 
-    def remove(path):
+    def remove_file(path):
         original(path)
-        if path.name == checkpoint.MANIFEST:
-            die()
+        die()
 
-    storage.remove = remove
+    storage.remove_file = remove_file
 
 
 def poisoned(change, at):

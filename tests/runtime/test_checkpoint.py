@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnrt_jax.runtime import checkpoint
+from dnrt_jax.runtime import checkpoint, storage
 from dnrt_jax.runtime.sharding import make_mesh, replicated
 
 
@@ -159,3 +159,38 @@ def test_every_dtype_and_layout_comes_back(tmp_path):
     restored = checkpoint.restore(tmp_path, target(state)).state
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert restored["bf16"].dtype == jnp.bfloat16
+
+
+def test_a_file_that_is_no_checkpoint_stays(folder):
+    (folder / "note.txt").write_text("mine")
+    checkpoint.keep(folder, 1, 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "note.txt"]
+
+
+def copy(source, target):
+    for name in storage.files(source):
+        storage.make_folder((target / name).parent)
+        storage.write(target / name, storage.read(source / name))
+
+
+def test_a_checkpoint_is_read_where_it_was_copied_to(tmp_path, state, store):
+    bucket = storage.path(f"gs://bucket/{tmp_path.name}")
+    for source, there in (tmp_path / "disk", bucket / "copy"), (bucket, tmp_path / "copy"):
+        checkpoint.save(source, state, 5, config="{}", extra={})
+        copy(source, there)
+        restored = checkpoint.restore(there, target(state))
+        jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+        checkpoint.verify(there, 5)
+
+
+def test_a_save_in_a_bucket_takes_six_requests_and_a_deletion_four(tmp_path, state, store):
+    folder, counts = storage.path(f"gs://bucket/{tmp_path.name}"), []
+    checkpoint.save(folder, state, 1, config="{}", extra={})
+    for act in (
+        lambda: checkpoint.save(folder, state, 2, config="{}", extra={}),
+        lambda: checkpoint.keep(folder, 1, 2),
+    ):
+        before = len(store.requests)
+        act()
+        counts.append(len(store.requests) - before)
+    assert counts == [6, 4]

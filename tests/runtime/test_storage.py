@@ -31,9 +31,12 @@ def test_a_folder_is_written_listed_read_and_deleted(place):
     assert not storage.is_dir(place / "a")
     assert storage.is_file(place / "a")
     assert not storage.is_file(place / "b")
-    storage.remove(place / "b")
-    storage.remove(place / "b")
+    storage.remove_folder(place / "b")
+    storage.remove_folder(place / "b")
     assert storage.files(place) == ["a"]
+    storage.remove_file(place / "a")
+    storage.remove_file(place / "a")
+    assert storage.files(place) == []
     with pytest.raises(FileNotFoundError):
         storage.read(place / "b/c")
     assert storage.files(place / "none") == []
