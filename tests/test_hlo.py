@@ -211,3 +211,11 @@ def test_kernels_and_their_bytes(program):
     # fusion, copy-start, add, and the negation in the loop three times
     assert kernels == 1 + 1 + 1 + 3
     assert moved == 3 * 32 + (2 * 32 + 4 + 32) + 3 * 32 + 3 * 2 * 32
+
+
+def test_of_an_operand_that_is_only_gathered_from_what_is_read_counts():
+    moved = lambda text: hlo.traffic(hlo.parse(text), "body.1")[1]
+    text = TEXT.replace("fusion(%x, %x)", "fusion(%d, %x)")  # of 2400 bytes instead of 32
+    assert moved(text) == moved(TEXT)
+    whole = text.replace("  ROOT %g", "  %h = f32[100]{0} negate(%p)\n  ROOT %g")
+    assert moved(whole) == moved(TEXT) + 2400 - 32

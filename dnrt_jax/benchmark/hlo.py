@@ -23,7 +23,7 @@ FREE = {
 
 class Instruction(NamedTuple):
     """result: its type, as "f32[2,3]{1,0}" or a tuple of them. operands: their names; of a constant
-    its value. attributes: the rest of its line."""
+    its value, of a parameter its number. attributes: the rest of its line."""
 
     name: str
     result: str
@@ -147,7 +147,7 @@ def _instruction(line: str) -> Instruction | None:
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest) - 2
     names = re.findall(r"%([\w.-]+)", rest[:end])
-    operands = (rest[:end],) if opcode == "constant" else tuple(names)
+    operands = (rest[:end],) if opcode in ("constant", "parameter") else tuple(names)
     return Instruction(name, result, opcode, operands, rest[end + 1 :])
 
 
@@ -251,15 +251,33 @@ def copies(program: Program, dtype: str, elements: int) -> int:
 
 
 def traffic(program: Program, computation: str) -> tuple[int, int]:
-    """(kernels, bytes) of a computation: operands and results of all that is not free, whole."""
+    """(kernels, bytes) of a computation: operands and results of all that is not free, whole but
+    for operands of which only slices or gathered rows are read."""
     kernels = moved = 0
     sizes = {i.name: size(i.result) for rows in program.computations.values() for i in rows}
     for i, times in program.running(computation):
         if i.is_free or i.opcode == "async-start":
             continue
         kernels += times
-        moved += times * (size(i.result) + sum(sizes.get(name, 0) for name in i.operands))
+        inner = program.computations[i.called[0]] if i.opcode == "fusion" else [i]
+        names = {int(p.operands[0]): p.name for p in inner if p.opcode == "parameter"}
+        read = (
+            _read(inner, names.get(number, name), sizes.get(name, 0))
+            for number, name in enumerate(i.operands)
+        )
+        moved += times * (size(i.result) + sum(read))
     return kernels, moved
+
+
+def _read(instructions: list[Instruction], name: str, whole: int) -> int:
+    """Bytes that instructions read of an operand of `whole` bytes."""
+    users = [i for i in instructions if name in i.operands]
+    if any(i.opcode not in PARTIAL or i.operands[0] != name for i in users):
+        return whole
+    return min(whole, sum(size(i.result) for i in users))
+
+
+PARTIAL = ("slice", "dynamic-slice", "gather")  # read as much as they give of their first operand
 
 
 def _first(pattern: str, text: str, flags: int = 0) -> str | None:

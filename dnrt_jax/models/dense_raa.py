@@ -30,15 +30,31 @@ def dense_raa(
     Returns:
       [..., D], with the dtype of `u`.
     """
-    return _forward(u, kernel, bias, w, b, formulation)[0]
+    return _apply(u, kernel, bias, w, b)[0]
 
 
-def _forward(u, kernel, bias, w, b, formulation):
+def _apply(u, kernel, bias, w, b):
+    """(the result, x, the shift)."""
     x = u @ kernel + bias
     shift = _dot(u, _dot(kernel, w)) + (_dot(bias, w) + b)
     y = promote(x)
     y = y * normal_cdf(y + shift[..., None])
-    return y.astype(u.dtype), (u, kernel, bias, w, b, x, shift)
+    return y.astype(u.dtype), x, shift
+
+
+def _forward(u, kernel, bias, w, b, formulation):
+    if formulation == "gpu":
+        u, kernel, bias = _bias_as_row(u, kernel, bias)
+    y, x, shift = _apply(u, kernel, bias, w, b)
+    return y, (u, kernel, bias, w, b, x, shift)
+
+
+def _bias_as_row(u, kernel, bias):
+    """The bias as a row of the kernel, for a one at the end of each u: its gradient then comes with
+    the kernel's, where a sum would read dx again. Rows are added in eights, as a GPU wants them."""
+    ones = jnp.broadcast_to(jnp.arange(8) == 0, (*u.shape[:-1], 8))
+    rows = jnp.concatenate([kernel, bias[None], jnp.zeros((7, bias.size), bias.dtype)])
+    return jnp.concatenate([u, ones.astype(u.dtype)], -1), rows, jnp.zeros_like(bias)
 
 
 def _backward(formulation, saved, g):
@@ -59,6 +75,9 @@ def _backward(formulation, saved, g):
     dkernel += (pulled[:, None] * w).astype(kernel.dtype)
     dbias = (promote(dx).sum(samples) + total * w).astype(bias.dtype)
     dw = _dot(pulled, kernel) + total * promote(bias)
+    if formulation == "gpu":
+        width = len(kernel) - 8
+        du, dkernel, dbias = du[..., :width], dkernel[:width], dkernel[width]
     return du, dkernel, dbias, dw.astype(w.dtype), total.astype(b.dtype)
 
 

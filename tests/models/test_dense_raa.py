@@ -1,5 +1,7 @@
 """A dense layer and RAA in one equals the two layers; the two layers can be had."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,11 @@ from dnrt_jax import models, raa
 from dnrt_jax.models.dense_raa import dense_raa
 
 
+@pytest.mark.parametrize("formulation", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize(
     ("dtype", "relative"), [("float64", 1e-13), ("float32", 3e-6), ("bfloat16", 0.05)]
 )
-def test_values_and_gradients_are_those_of_the_layers(dtype, relative):
+def test_values_and_gradients_are_those_of_the_layers(dtype, relative, formulation):
     with jax.enable_x64(dtype == "float64"):
         shapes = ((40, 16), (16, 32), (32,), (32,), (), (40, 32))
         keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -22,7 +25,8 @@ def test_values_and_gradients_are_those_of_the_layers(dtype, relative):
             jax.random.normal(*three) / 2 for three in zip(keys, shapes, dtypes, strict=True)
         )
         layers = lambda u, kernel, bias, w, b: raa(u @ kernel + bias, w, b)
-        (wanted, of_layers), (y, of_fused) = (jax.vjp(f, *args) for f in (layers, dense_raa))
+        fused = partial(dense_raa, formulation=formulation)
+        (wanted, of_layers), (y, of_fused) = (jax.vjp(f, *args) for f in (layers, fused))
         for ours, theirs in zip((y, *of_fused(g)), (wanted, *of_layers(g)), strict=True):
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
             ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
