@@ -103,9 +103,8 @@ def test_each_member_trains_as_a_run_of_its_own(data, model, how, devices, each,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
-def test_trained_on_digits_each_member_is_as_good_as_a_run_of_its_own(devices):
-    """Of a batch-norm CNN; a ViT with ARR differs by more, see docs/sets.md."""
-    model = CNN
+@pytest.mark.parametrize("model", [CNN, VIT], ids=["cnn", "vit"])
+def test_trained_on_digits_each_member_is_as_good_as_a_run_of_its_own(model, devices):
     config = config_of(model, **{"train.dispatch": "single"})
     config.data.update({"mean": (0.3,), "std": (0.38,), "flip": 0.0, "crop": "none"})
     config.train.update({"batch_size": 64, "steps": 0, "epochs": 20})
