@@ -122,6 +122,8 @@ def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> i
 
     at = folder.members
     with folder.removed_on_error():
+        if args.eval_only:
+            named = _with_checkpoint(named, at)
         for member in named:
             _check_folder(at[member.name], member.config, args)
         configs = {member.name: member.config for member in named}
@@ -131,23 +133,38 @@ def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> i
                 _evaluate(name, built[name], at[name], args.checkpoint)
             return 0
         folder.check_space([of_run.shapes for of_run in built.values()])
+        unfinished = []
+        for name, of_run in built.items():
+            if summary := _finished(at[name], of_run):
+                said = _result(summary, of_run.config)
+                print(f"{at[name].path}: finished at step {summary['step']}. {said}")
+            else:
+                unfinished.append(name)
+        about = folder.chosen(args.seeds, args.sweep, unfinished)
+        # What is finished can only train along if it left a checkpoint.
+        is_new = {name: not checkpoint.steps(at[name].checkpoints) for name in built}
+        trained = [name for name in about["trained"] if name in unfinished or not is_new[name]]
+        runs = {name: built[name] for name in trained}
+        sets.check_memory(list(runs.values()))
         # Load initial weights here, so that unsuitable ones leave no folder behind.
-        is_new = lambda name: not checkpoint.steps(at[name].checkpoints)
-        fresh = {name: experiment.initial_state(built[name]) for name in built if is_new(name)}
-    unfinished = []
-    for name, of_run in built.items():
-        if summary := _finished(at[name], of_run):
-            said = _result(summary, of_run.config)
-            print(f"{at[name].path}: finished at step {summary['step']}. {said}")
-        else:
-            unfinished.append(name)
-    trained = folder.choose(args.seeds, args.sweep, unfinished)
+        fresh = {name: experiment.initial_state(runs[name]) for name in runs if is_new[name]}
+    folder.write_members(about)
     if not unfinished:
+        folder.start([])
         folder.summarize()
         return 0
-    # What is finished can only go along if it left a checkpoint.
-    runs = {name: built[name] for name in trained if name in unfinished or not is_new(name)}
     return _train(runs, folder, fresh, args.profile)
+
+
+def _with_checkpoint(named: Sequence[Any], at: dict[str, Any]) -> list[Any]:
+    """The members that have a checkpoint, if any has; the others are named."""
+    from dnrt_jax.runtime import checkpoint
+
+    found = [member for member in named if checkpoint.steps(at[member.name].checkpoints)]
+    for member in named if found else ():
+        if member not in found:
+            logging.warning("%s: no checkpoint to evaluate", at[member.name].path)
+    return found or list(named)
 
 
 def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
@@ -169,9 +186,10 @@ def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
     else:
         folder = storage.path(args.workdir)
         if command := read_members(folder):
-            if not (args.seeds or args.sweep):
-                args.seeds, args.sweep = command["seeds"], command["sweep"]
-            folder /= next(iter(command["settings"].values()))[0]
+            args.seeds, args.sweep = args.seeds or command["seeds"], args.sweep or command["sweep"]
+            members = [folder / name for names in command["settings"].values() for name in names]
+            begun = (member for member in members if storage.is_file(member / "config.json"))
+            folder = next(begun, members[0])
         config = override(read_config(folder), overrides)
     validate(config)
     return config
@@ -250,7 +268,7 @@ def _train(
     with train.Stop() as stop:
         try:
             runs = [
-                Run(name, experiment, folder.members[name], fresh.get(name))
+                Run(name, experiment, folder.members[name], fresh.pop(name, None))
                 for name, experiment in experiments.items()
             ]
             folder.start(run.name for run in runs if run.is_active)

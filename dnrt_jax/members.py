@@ -41,7 +41,7 @@ def of_command(config: Config, seeds: str | None, sweeps: Sequence[str]) -> list
     members = []
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
-        setting = ",".join(f"{_short(name)}={value:g}" for name, value in chosen.items())
+        setting = ",".join(f"{_short(name)}={_text(value)}" for name, value in chosen.items())
         for seed in seed_list:
             name = f"{setting},seed={seed}" if setting else f"seed{seed}"
             members.append(Member(name, setting, replaced(config, chosen | {"seed": seed})))
@@ -76,13 +76,18 @@ def _sweep(text: str, fields: Mapping[str, Field]) -> tuple[str, list[Any]]:
 def _values(option: str, name: str, text: str, field: Field) -> list[Any]:
     try:
         values = [field.rule.read(word) for word in text.split(",")]
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, OverflowError):
         raise ConfigError(
             f"--{option}: {name}={text!r}: each must be {field.rule.expected}"
         ) from None
-    if len({f"{value:g}" for value in values}) < len(values):
-        raise ConfigError(f"--{option}: {name}={text!r}: a value is given twice")
+    if len(set(map(_text, values))) < len(values):
+        raise ConfigError(f"--{option}: {name}={text!r}: two values are the same, in six digits")
     return values
+
+
+def _text(value: float) -> str:
+    """Of a value, in names of folders."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _short(name: str) -> str:

@@ -33,9 +33,18 @@ def load_all(configs: Sequence[Config]) -> list[Experiment]:
         new = build(config, bases[0].task.like(config), bases[0].mesh) if bases else load(config)
         bases.append(new)
         found.append(new)
-    for some in programs(found):
-        mesh_together(some)
     return found
+
+
+def check_memory(experiments: Sequence[Experiment]) -> None:
+    """Says what those that train at once need, before a state is made or anything compiled.
+
+    Raises:
+      ConfigError: as `mesh_together`, or if a device has less memory.
+    """
+    for some in programs(experiments):
+        if (mesh := mesh_together(some)) is not None:
+            members.check_memory(mesh, some[0].shapes, len(some))
 
 
 def programs(experiments: Iterable[Experiment]) -> list[list[Experiment]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from dnrt_jax import sets
 from dnrt_jax.experiment import dispatches
@@ -18,7 +18,7 @@ from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.progress import Progress
 from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.runtime.workdir import CLOSING_SECONDS
-from dnrt_jax.training.members import Alone, Together, Trainer, check_memory
+from dnrt_jax.training.members import Alone, Together, Trainer
 
 
 class Stop:
@@ -90,19 +90,22 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
     for run in runs:
         if run.is_finished:
             run.summarize()
-    if not any(run.is_active for run in runs):
-        folder.summarize()
+    if any(run.is_active for run in runs):
+        return False
+    folder.summarize([run.name for run in runs if not run.is_finished])
     if failed := [run for run in runs if run.failure]:
         named = lambda run: f"{run.name}: {run.failure}" if run.name else str(run.failure)
         raise NonFiniteError("; ".join(map(named, failed)))
-    return all(run.is_finished for run in runs)
+    return True
 
 
-class Group(NamedTuple):
+class Group:
     """Runs whose states one trainer holds."""
 
-    runs: list[Run]
-    trainer: Trainer
+    def __init__(self, runs: list[Run], trainer: Trainer):
+        self.runs, self.trainer = runs, trainer
+        # Where each is in its batches; of those that have ended, too, so that a stream goes on.
+        self._at = [run.step for run in runs]
 
     def advance(self, progress: Progress) -> Iterator[tuple[Run, dict[str, Any]]]:
         """Takes steps in each active run, to where something is due in one, and does that.
@@ -114,14 +117,19 @@ class Group(NamedTuple):
         most = active[0].experiment.config.train.dispatch_steps
         count = min(run.calendar.until_next(run.step, most) for run in active)
         start = time.monotonic()
-        values = self.trainer.run([run.step for run in self.runs], count)
+        values = self.trainer.run(self._at, count)
+        self._at = [at + count for at in self._at]
         progress.update(count * len(active))
+        taken = []
         for i, run in enumerate(self.runs):
             if run.is_active:
                 with self._stopping_alone(run):
                     run.take(values[i], count, start)
-                    if record := run.settle(partial(self.trainer.state, i)):
-                        yield run, record
+                    taken.append((i, run))
+        for i, run in taken:
+            with self._stopping_alone(run):
+                if record := run.settle(partial(self.trainer.state, i)):
+                    yield run, record
 
     def save(self) -> None:
         """Saves a checkpoint of each active run."""
@@ -146,12 +154,11 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for experiments in sets.programs(run.experiment for run in runs):
         first, some = experiments[0], [of[id(one)] for one in experiments]
-        states = [run.take_state() for run in some]
+        states = (run.take_state() for run in some)
         if (mesh := sets.mesh_together(experiments)) is None:
             each = zip(some, dispatches(experiments), states, strict=True)
             groups += [Group([run], Alone(dispatch, state)) for run, dispatch, state in each]
         else:
             dispatch, shapes = sets.dispatch_together(experiments, mesh)
-            check_memory(shapes, len(some))
             groups.append(Group(some, Together(dispatch, states, first.shapes, shapes)))
     return groups

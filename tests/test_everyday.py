@@ -23,7 +23,7 @@ def still(tmp_path_factory):
     logged = []
 
     def init(**options):
-        assert options["resume"] == "allow"
+        assert (options["resume"], options["reinit"]) == ("allow", "create_new")
         assert options["config"]["train"]["tracker"] == "wandb"
         log = lambda values, step: logged.append((step, values))
         return SimpleNamespace(log=log, finish=lambda: logged.append("finished"))
@@ -70,27 +70,37 @@ def test_a_tracker_gets_every_record(still):
 
 
 def test_mlflow_goes_on_in_the_run_of_the_same_folder(monkeypatch, tmp_path):
-    calls = []
+    calls, made = [], []  # runs as MLflow's client has them
 
-    class Fake:
-        def __getattr__(self, name):
-            return lambda *args, **options: calls.append((name, args, options)) or found
+    def create_run(place, run_name, tags):
+        made.append(SimpleNamespace(info=SimpleNamespace(run_id=run_name), tags=tags))
+        return made[-1]
 
-    found = []
-    monkeypatch.setitem(sys.modules, "mlflow", Fake())
+    def search_runs(places, text):
+        return [run for run in made if text == f"tags.run = '{run.tags['run']}'"]
+
+    note = lambda name: lambda *args, **options: calls.append((name, *args, options))
+    client = SimpleNamespace(create_run=create_run, search_runs=search_runs)
+    client.update_run, client.set_terminated = note("update_run"), note("set_terminated")
+    fake = SimpleNamespace(MlflowClient=lambda: client, log_params=note("log_params"))
+    fake.log_metrics = note("log_metrics")
+    fake.set_experiment = lambda name: SimpleNamespace(experiment_id="1")
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     config = default()
     config.train.tracker = "mlflow"
-    tracker = trackers.open_tracker(config, tmp_path)
-    assert tracker
-    tracker.log({"step": 3, "train/loss": 0.5, "train/utilization": None})
-    tracker.close()
-    assert [name for name, *_ in calls] == [
-        *("set_experiment", "search_runs", "start_run", "log_params", "log_metrics", "end_run")
+    one, other = (trackers.open_tracker(config, tmp_path / name) for name in ("seed0", "seed1"))
+    assert one
+    assert other
+    one.log({"step": 3, "train/loss": 0.5, "train/utilization": None})
+    other.close()
+    trackers.open_tracker(config, tmp_path / "seed0")
+    assert [run.info.run_id for run in made] == ["seed0", "seed1"]
+    assert [call[0] for call in calls[:2]] == ["log_params"] * 2
+    assert calls[2:] == [
+        ("log_metrics", {"train/loss": 0.5}, {"step": 3, "run_id": "seed0"}),
+        ("set_terminated", "seed1", {}),
+        ("update_run", "seed0", {"status": "RUNNING"}),
     ]
-    assert calls[4][1:] == (({"train/loss": 0.5},), {"step": 3})
-    found.append(SimpleNamespace(info=SimpleNamespace(run_id="7")))
-    trackers.open_tracker(config, tmp_path)
-    assert calls[-1] == ("start_run", (), {"run_id": "7"})
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -1,7 +1,10 @@
 """The runs that --seeds and --sweep name."""
 
+import pytest
+
 from dnrt_jax import members
 from dnrt_jax.config import default, flatten, validate
+from dnrt_jax.runtime.errors import ConfigError
 
 
 def named(seeds=None, *sweeps):
@@ -36,6 +39,17 @@ def test_a_sweep_without_seeds_takes_that_of_the_config():
         "arr.momentum=0.1,seed=42",
         "arr.momentum=0.2,seed=42",
     ]
+
+
+def test_long_seeds_are_told_apart_and_values_of_one_name_are_refused():
+    assert list(named("20240101,20240102")) == ["seed20240101", "seed20240102"]
+    for seeds, sweep, said in (
+        ("0,0", (), "two values are the same"),
+        ("0,1e999", (), "each must be"),
+        (None, ["optim.lr=0.12345671,0.12345672"], "two values are the same, in six digits"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            named(seeds, *sweep)
 
 
 def test_a_command_that_names_none_is_the_run_itself():

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -100,6 +101,18 @@ def test_one_member_diverges_and_the_others_go_on(tmp_path):
     assert (lost["setting"], lost["unfinished"]) == ("lr=1e+30", ["lr=1e+30,seed=42"])
     assert good["last"]["step"]["mean"] == 12
     assert not (tmp_path / "set" / "lr=1e+30,seed=42" / "summary.json").exists()
+    evaluated = program(f"--workdir={tmp_path / 'set'}", "--eval_only")
+    assert evaluated.stdout.startswith("lr=0.003,seed=42 step 12 "), evaluated.stderr
+    assert "lr=1e+30,seed=42: no checkpoint to evaluate" in evaluated.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "dnrt_jax.report", tmp_path / "set", f"--out={tmp_path}"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "lr=1e+30,seed=42: nothing was evaluated yet; left out" in shown.stderr
 
 
 def start(*arguments):

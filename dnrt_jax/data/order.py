@@ -7,7 +7,7 @@ import numpy as np
 from dnrt_jax.runtime.errors import DataError
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)  # of the members of a set
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation, i32[count], that depends only on (seed, epoch)."""
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)

@@ -18,6 +18,7 @@ import base64
 import html
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -160,9 +161,17 @@ def _members(folder: AnyPath) -> list[Shown]:
 
     if (about := read_members(folder)) is None:
         return [Shown(folder, [folder])]
-    settings = about["settings"].items()
-    runs = {setting: [folder / name for name in names] for setting, names in settings}
-    return [Shown(x[0] if len(x) == 1 else folder / setting, x) for setting, x in runs.items()]
+    found = []
+    for setting, names in about["settings"].items():
+        paths = [folder / name for name in names]
+        runs = [path for path in paths if storage.is_file(path / "confusion.json")]
+        for path in set(paths) - set(runs):
+            logging.warning("%s: nothing was evaluated yet; left out", path)
+        if runs:
+            found.append(Shown(runs[0] if len(paths) == 1 else folder / setting, runs))
+    if not found:
+        raise WorkdirError(f"{folder}: nothing was evaluated yet")
+    return found
 
 
 def _names(folders: Sequence[AnyPath]) -> list[str]:

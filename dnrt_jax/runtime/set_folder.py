@@ -8,7 +8,8 @@ and in DIR, or with several settings in DIR/SETTING, metrics.jsonl and TensorBoa
 the mean over the seeds of every number of the records and, as deviation/NAME, its deviation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,24 +69,35 @@ class SetFolder:
         """As `Workdir.check_space`, for the states of all members."""
         self._folders[0].check_space(states)
 
-    def choose(
+    def chosen(
         self, seeds: str | None, sweep: Sequence[str], unfinished: Sequence[str]
-    ) -> Sequence[str]:
-        """The members that train: those that were unfinished when this command was first given.
+    ) -> dict[str, Any]:
+        """What members.json shall say. The members that train, "trained", are those that were
+        unfinished when this command was first given.
 
         They share a program, whose results may depend in the last digit on how many they are. So a
         command that is repeated after a kill chooses the same, though some may be at their end.
         """
-        if self._own is None:
-            return unfinished
         settings = {setting: list(names) for setting, names in self._settings.items()}
         command = {"seeds": seeds, "sweep": list(sweep), "settings": settings}
-        before = self._own.read_json(MEMBERS)
+        before = self._own.read_json(MEMBERS) if self._own else None
         repeated = before and before | command == before
         if repeated and set(unfinished) <= set(before["trained"]):
-            return before["trained"]
-        self._own.write_json(MEMBERS, command | {"trained": list(unfinished)})
-        return unfinished
+            return before
+        known = [name for names in (before or command)["settings"].values() for name in names]
+        if left := [name for name in known if name not in self._setting]:
+            logging.warning(
+                "%s: the set had also %s, which summary.json and the means leave out now; name "
+                "them too to keep them in",
+                self.path,
+                ", ".join(left),
+            )
+        return command | {"trained": list(unfinished)}
+
+    def write_members(self, about: dict[str, Any]) -> None:
+        """Writes members.json, as by `chosen`."""
+        if self._own and self._own.read_json(MEMBERS) != about:
+            self._own.write_json(MEMBERS, about)
 
     def start(self, active: Iterable[str]) -> None:
         """Records the means anew, from the records of the members as they are after a kill. Those
@@ -114,20 +126,23 @@ class SetFolder:
         if (setting := self._setting[name]) in self._means:
             yield from self._complete(setting)
 
-    def summarize(self) -> None:
+    def summarize(self, unfinished: Collection[str] = ()) -> None:
         """Writes summary.json: for each setting its members and, of the last evaluation and the
         best one, n, mean, deviation and 95% interval of every number over the members that are at
-        their end."""
+        their end, which all are but the `unfinished`."""
         if self._own is None:
             return
         settings = []
         for setting, names in self._settings.items():
-            found = {name: self.members[name].read_json("summary.json") for name in names}
-            done = [summary for summary in found.values() if summary]
+            done = [
+                self.members[name].read_json("summary.json")
+                for name in names
+                if name not in unfinished
+            ]
             about: dict[str, Any] = {"setting": setting, "members": list(names)}
             for which in ("last", "best") if done else ():
                 about[which] = describe_records([summary[which] for summary in done])
-            about["unfinished"] = [name for name, summary in found.items() if not summary]
+            about["unfinished"] = [name for name in names if name in unfinished]
             settings.append(about)
         self._own.write_json("summary.json", {"settings": settings})
 
@@ -153,7 +168,8 @@ class SetFolder:
         waiting = self._waiting.get(setting, {})
         needed = set(self._settings[setting]) - self._stopped
         for step in sorted(step for step, found in waiting.items() if needed <= found.keys()):
-            records = list(waiting.pop(step).values())
+            found = waiting.pop(step)  # in the order of arrival, which a kill changes
+            records = [found[name] for name in self._settings[setting] if name in found]
             about = describe_records(records)
             position = {key: records[0][key] for key in POSITION}
             mean = {key: value["mean"] for key, value in about.items()} | position

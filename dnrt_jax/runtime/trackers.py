@@ -45,6 +45,7 @@ class Wandb:
             name=folder.name,
             id=_identity(folder),
             resume="allow",
+            reinit="create_new",  # members of a set are open side by side
             config=config.to_dict(),
             dir=str(folder) if isinstance(folder, Path) else None,
         )
@@ -60,20 +61,23 @@ class MLflow:
     def __init__(self, config: Config, folder: AnyPath):
         import mlflow  # pyright: ignore[reportMissingImports]
 
-        self._mlflow, identity = mlflow, _identity(folder)
-        mlflow.set_experiment(PROJECT)
-        found = mlflow.search_runs(filter_string=f"tags.run = '{identity}'", output_format="list")
+        self._mlflow, self._client = mlflow, mlflow.MlflowClient()
+        tags, place = {"run": _identity(folder)}, mlflow.set_experiment(PROJECT).experiment_id
+        found = self._client.search_runs([place], f"tags.run = '{tags['run']}'")
+        # By its number, and not as the active run, of which there is only one in a process.
         if found:
-            mlflow.start_run(run_id=found[0].info.run_id)
+            self._run = found[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
         else:
-            mlflow.start_run(run_name=folder.name, tags={"run": identity})
-            mlflow.log_params(flatten(config))
+            made = self._client.create_run(place, run_name=folder.name, tags=tags)
+            self._run = made.info.run_id
+            mlflow.log_params(flatten(config), run_id=self._run)
 
     def log(self, record: dict[str, Any]) -> None:
-        self._mlflow.log_metrics(_numbers(record), step=record["step"])
+        self._mlflow.log_metrics(_numbers(record), step=record["step"], run_id=self._run)
 
     def close(self) -> None:
-        self._mlflow.end_run()
+        self._client.set_terminated(self._run)
 
 
 def _identity(folder: AnyPath) -> str:

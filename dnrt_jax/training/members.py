@@ -7,7 +7,7 @@ Outside of the training program the state of a member is that of a run of its ow
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -60,21 +60,26 @@ class Together:
 
     Args:
       dispatch: of all of them, by `over_members` and `MemberBatches`.
-      states: one each; shapes: of each, as of a run of its own; all_shapes: `member_shapes`.
+      states: one each, which are freed one by one; shapes: of each, as of a run of its own;
+        all_shapes: `member_shapes`.
     """
 
     def __init__(
         self,
         dispatch: Any,
-        states: Sequence[TrainState],
+        states: Iterable[TrainState],
         shapes: TrainState,
         all_shapes: TrainState,
     ):
         places = partial(jax.tree.map, lambda x: x.sharding)
-        stack = lambda *states: jax.tree.map(lambda *xs: jnp.stack(xs), *states)
         pick = lambda states, i: jax.tree.map(lambda x: x[i], states)
         self._dispatch, self._pick = dispatch, jax.jit(pick, out_shardings=places(shapes))
-        self._states = jax.jit(stack, out_shardings=places(all_shapes))(*states)
+        room = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), all_shapes)
+        put = lambda states, x, i: jax.tree.map(lambda xs, x: xs.at[i].set(x), states, x)
+        put = jax.jit(put, out_shardings=places(all_shapes), donate_argnums=0)
+        self._states = jax.jit(room, out_shardings=places(all_shapes))()
+        for i, state in enumerate(states):
+            self._states = put(self._states, state, i)
 
     def run(self, starts: Sequence[int], count: int) -> list[Later]:
         self._states, values = self._dispatch.run(self._states, np.asarray(starts), count)
@@ -123,15 +128,14 @@ def bytes_a_device(shapes: TrainState) -> int:
     return sum(map(size, jax.tree.leaves((shapes, shapes.params))))
 
 
-def check_memory(shapes: TrainState, count: int) -> None:
-    """Says what `count` members need before anything is compiled.
+def check_memory(mesh: Mesh, shapes: TrainState, count: int) -> None:
+    """Says what `count` members need on `mesh`; `shapes` is of one, as of a run of its own.
 
     Raises:
       ConfigError: if a device, where it tells its memory, has less.
     """
-    needed, limit = bytes_a_device(shapes), _memory()
+    needed, limit = bytes_a_device(member_shapes(mesh, shapes, count)), _memory()
     had = f" of {limit / 1e6:.0f}" if limit else ""
-    mesh: Any = jax.tree.leaves(shapes)[0].sharding.mesh
     logging.info(
         "%d members together on %d x %d devices (member, data): states and gradients take %.1f%s "
         "MB a device",
@@ -141,10 +145,12 @@ def check_memory(shapes: TrainState, count: int) -> None:
         had,
     )
     if limit and needed > limit:
-        most = max(count * limit // needed, 1)
+        need = lambda n: bytes_a_device(member_shapes(member_mesh(mesh, n), shapes, n))
+        fit = next((n for n in range(count - 1, 0, -1) if need(n) <= limit), None)
+        fewer = f"name {fit} at once, or " if fit else ""
         raise ConfigError(
             f"{count} members need {needed / 1e9:.1f} GB a device, which has {limit / 1e9:.1f}: "
-            f"name at most {most} at once, or set config.parallel.fsdp"
+            f"{fewer}set config.parallel.fsdp"
         )
 
 
