@@ -69,9 +69,11 @@ def update(
     class, so it is independent of the order and of how the batch is split.
 
     A sample's target is its class mean with the sample (or, for "centroid", its batch) counted in
-    ("updated", the authors' code) or left out ("previous", eq. 4). The loss against "updated" is
-    (1-m) times that against "previous", per sample. A sample whose class was never seen before it
-    is its own target. Three more targets are controls for experiments, each with its question:
+    ("updated", the authors' code) or left out ("previous", eq. 4). Under rule "sequential" the loss
+    against "updated" is (1-m) times that against "previous", per sample, and a sample whose class
+    was never seen before it is its own target. Under "centroid" several samples of a new class
+    share their batch mean as the target if it is "updated", and are their own if "previous". Three
+    more targets are controls for experiments, each with its question:
 
       "zero": does any pull help, or the pull to the class? Eq. 4 with mu = 0, a plain L1 of the
         responses. It needs no memory, so samples of classes never seen count too.
@@ -80,8 +82,8 @@ def update(
       "permuted": must it be the sample's own class? Class k looks at class (k+1) mod K; where that
         was never seen, the sample is its own target.
 
-    These look at the means before the batch under both rules (`lookup` says the same), so they
-    depend neither on the batch nor on its order; the means move as for any other target.
+    These use the means from before the batch (as `lookup` does), so they do not depend on the
+    batch or its order. The means are updated as usual.
     No gradient flows into targets or means.
 
     Args:

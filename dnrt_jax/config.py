@@ -108,7 +108,7 @@ FIELDS = {
         0.05, FROM_0, "weight decay, applied to every parameter", number=True
     ),
     "optim.no_decay": Field(
-        "", PATTERN, "regular expression of parameters without weight decay, as scale|bias"
+        "", PATTERN, "regular expression of parameters without weight decay, such as scale|bias"
     ),
     "optim.layer_decay": Field(
         1.0, POSITIVE_FRACTION, "learning rate of a block relative to that of the next one"
@@ -127,7 +127,7 @@ FIELDS = {
     "train.ema": Field(
         0.0,
         RATE,
-        "decay per step of the exponential moving average of the weights, as 0.9998, which "
+        "decay per step of the exponential moving average of the weights, such as 0.9998, which "
         "evaluation, prediction and export then use; 0 for none",
     ),
     "train.dispatch": Field(
@@ -184,8 +184,8 @@ FIELDS = {
     "parallel.member_parts": Field(
         0,
         integer(0),
-        "parts that the devices are divided into for members together, each for its share of them; "
-        "0: as many as divide members and devices",
+        "device groups when members train together, each training its share; 0: the most that "
+        "divide both members and devices",
         free=True,
     ),
     "parallel.heartbeat_seconds": Field(

@@ -25,10 +25,10 @@ Written by `python -m scripts.accelerator_page` from `results/accelerator.jsonl`
 edit this page.
 
 `scripts/accelerator.sh` measures what only a GPU or TPU can show, in calls of at most nine minutes
-that go on where the last one stopped: the [benchmarks](performance.md) of a training step, of
-inference and against PyTorch at batch 256 and 1024 in bfloat16, and 300 epochs of ViT-Tiny/4 on
-JPEG-recompressed CIFAR-10 with GELU and RAA, without ARR, with it, and RAA with a plain L1 in its
-place ([study](study.md)).
+that continue where the last one stopped: the [benchmarks](performance.md) of a training step, of
+inference, against PyTorch and of the training loop at batch 256 and 1024 in bfloat16, and 300
+epochs of ViT-Tiny/4 on JPEG-recompressed CIFAR-10 with GELU and RAA, without ARR, with it, and RAA
+with a plain L1 in its place ([study](study.md), [data](study.md#data)).
 """
 NOTHING = "\nNo accelerator has been measured yet.\n"
 BENCHMARK = ("device", "benchmark", "batch", "dtype", "unit", "ours", "other", "ratio")

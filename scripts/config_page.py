@@ -32,8 +32,9 @@ MODELS = """\
 ## Fields of the models
 
 A model adds its own fields to the section `model`, with the defaults below; the docstring of the
-class explains them. They may not change on resume. `num_classes`, `image_size` and `dtype` are not
-listed: they are set from the data, `data.image_size` and `model.dtype`.
+class explains them. They may not change on resume. `num_classes`, `image_size`, `dtype`, `remat`
+and `formulation` are not listed: they are set from the data, `data.image_size`, `model.dtype`,
+`train.remat` and the kind of device.
 
 """
 

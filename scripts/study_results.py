@@ -81,7 +81,7 @@ def lambda_table(rows: Sequence[Row]) -> str:
     for setting, act, case in product(MINUTES, ACTS, CASES):
         found = accuracies(rows, setting, act, case)
         if found:
-            tried = ", ".join(f"{100 * found[w]:.1f} ({w:g})" for w in sorted(found))
+            tried = ", ".join(f"{100 * found[w]:.2f} ({w:g})" for w in sorted(found))
             best = chosen(rows, setting, act, case)
             lines.append((setting, act, case, tried, "" if best is None else f"{best:g}"))
     head = ("setting", "activation", "case", "validation accuracy, % (lambda)", "chosen")
