@@ -81,7 +81,7 @@ def _values(option: str, name: str, text: str, field: Field) -> list[Any]:
             f"--{option}: {name}={text!r}: each must be {field.rule.expected}"
         ) from None
     if len(set(map(_text, values))) < len(values):
-        raise ConfigError(f"--{option}: {name}={text!r}: two values are the same, in six digits")
+        raise ConfigError(f"--{option}: {name}={text!r}: a value is given twice, in six digits")
     return values
 
 

@@ -44,9 +44,9 @@ def test_a_sweep_without_seeds_takes_that_of_the_config():
 def test_long_seeds_are_told_apart_and_values_of_one_name_are_refused():
     assert list(named("20240101,20240102")) == ["seed20240101", "seed20240102"]
     for seeds, sweep, said in (
-        ("0,0", (), "two values are the same"),
+        ("0,0", (), "given twice"),
         ("0,1e999", (), "each must be"),
-        (None, ["optim.lr=0.12345671,0.12345672"], "two values are the same, in six digits"),
+        (None, ["optim.lr=0.12345671,0.12345672"], "given twice, in six digits"),
     ):
         with pytest.raises(ConfigError, match=said):
             named(seeds, *sweep)

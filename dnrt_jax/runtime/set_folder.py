@@ -80,11 +80,12 @@ class SetFolder:
         """
         settings = {setting: list(names) for setting, names in self._settings.items()}
         command = {"seeds": seeds, "sweep": list(sweep), "settings": settings}
-        before = self._own.read_json(MEMBERS) if self._own else None
-        repeated = before and before | command == before
+        about = command | {"trained": list(unfinished)}
+        before: dict[str, Any] = (self._own and self._own.read_json(MEMBERS)) or about
+        repeated = before | command == before
         if repeated and set(unfinished) <= set(before["trained"]):
             return before
-        known = [name for names in (before or command)["settings"].values() for name in names]
+        known = [name for names in before["settings"].values() for name in names]
         if left := [name for name in known if name not in self._setting]:
             logging.warning(
                 "%s: the set had also %s, which summary.json and the means leave out now; name "
@@ -92,7 +93,7 @@ class SetFolder:
                 self.path,
                 ", ".join(left),
             )
-        return command | {"trained": list(unfinished)}
+        return about
 
     def write_members(self, about: dict[str, Any]) -> None:
         """Writes members.json, as by `chosen`."""
