@@ -53,6 +53,36 @@ def test_another_machine_holds_it_until_its_heartbeat_is_old(folder, monkeypatch
     lock.acquire(folder).release()
 
 
+@pytest.mark.parametrize("left", ["process 7 on another\n", "\n", "[7]", "{}", "\xff"])
+def test_a_lock_copied_from_a_disk_goes_stale(folder, monkeypatch, left):
+    storage.write(folder / lock.NAME, left.encode("latin1"))
+    with pytest.raises(WorkdirError, match=r"in use by an unknown owner, \d+ s ago; choose"):
+        lock.acquire(folder)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0)
+    lock.acquire(folder).release()
+
+
+def test_a_folder_goes_to_a_bucket_and_back_with_its_lock(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0)
+    for source, target in (tmp_path / "run", folder), (folder / "run", tmp_path / "back"):
+        held = lock.acquire(source)
+        content = storage.read(source / lock.NAME)
+        held.release()
+        storage.make_folder(target)
+        storage.write(target / lock.NAME, content)
+        lock.acquire(target).release()
+        if not storage.is_remote(source):
+            assert storage.read(source / lock.NAME) == b""
+
+
+def test_a_deleted_lock_is_told(folder):
+    held = lock.acquire(folder)
+    storage.remove_file(folder / lock.NAME)
+    for what in (held.confirm, held.beat):
+        with pytest.raises(WorkdirError, match=r"its \.lock was deleted, .*; give the same"):
+            what()
+
+
 def test_the_loser_notices_and_leaves_the_winner_alone(folder, monkeypatch):
     loser = lock.acquire(folder)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0)
