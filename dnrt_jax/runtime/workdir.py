@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from flax import traverse_util
 from dnrt_jax.config import Config, from_json, to_json, validate
 from dnrt_jax.runtime import lock, storage
 from dnrt_jax.runtime.checkpoint import newest_config, restore
-from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.errors import CheckpointError, UserError, WorkdirError
 from dnrt_jax.runtime.spool import Spool
 from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.trackers import Tracker
@@ -47,6 +48,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self._is_main = is_main
         self._is_new = is_main and not storage.is_dir(self.path)
+        self._is_removed = False
         self._lock = lock.acquire(self.path) if is_main else None
         try:
             self._records = read_records(self.path)
@@ -93,8 +95,18 @@ class Workdir:
             yield
         except BaseException:
             if self._is_new:
-                storage.remove_folder(self.path)
+                self._remove()
             raise
+
+    def _remove(self) -> None:
+        """Deletes the folder, unless another run has taken it over."""
+        try:
+            if isinstance(self._lock, lock.ObjectLock):
+                self._lock.confirm()
+            storage.remove_folder(self.path)
+            self._is_removed = True
+        except UserError as late:
+            logging.warning("%s", late)  # the error that comes first is reported
 
     def _write(self, name: str, text: str) -> None:
         storage.write(self.local / name, text.encode())
@@ -152,20 +164,26 @@ class Workdir:
             logging.warning("%s", late)  # the error that comes first is reported
 
     def close(self) -> None:
-        """Waits for the checkpoint that is being written, and unlocks the folder."""
-        try:
-            self.writer.wait(CLOSING_SECONDS)
-        finally:
-            for log in filter(None, (self._events, self.tracker)):
-                log.close()
+        """Waits for the checkpoint that is being written, copies the last records to a bucket, and
+        unlocks the folder. Where one of these fails, the others are done nevertheless.
+
+        Raises: the first error.
+        """
+        steps = [partial(self.writer.wait, CLOSING_SECONDS)]
+        steps += [log.close for log in (self._events, self.tracker) if log]
+        steps += [] if self._is_removed else [self._flush]
+        steps += [self._spool.close] if self._spool else []
+        steps += [self._lock.release] if self._lock else []
+        errors = []
+        for step in steps:
             try:
-                if self._events:
-                    self._flush()
-            finally:
-                if self._spool:
-                    self._spool.close()
-                if self._lock:
-                    self._lock.release()
+                step()
+            except Exception as error:
+                errors.append(error)
+        for late in errors[1:]:
+            logging.warning("%s", late)
+        if errors:
+            raise errors[0]
 
 
 def read_json(path: AnyPath) -> Any:
