@@ -8,6 +8,7 @@ from buckets import BUCKET
 
 from dnrt_jax.runtime import lock, storage
 from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
+from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.runtime.workdir import Workdir, read_json, read_records
 
 
@@ -36,21 +37,29 @@ def test_what_was_written_is_in_the_bucket_though_no_record_was(folder):
 
 
 def test_a_new_folder_is_removed_on_error_and_stays_removed(folder):
-    with pytest.raises(NonFiniteError), Workdir(folder) as workdir, workdir.removed_on_error():
-        workdir.write_json("members.json", {})
-        raise NonFiniteError("as it was")
+    def fail():
+        with Workdir(folder) as workdir, workdir.removed_on_error():
+            workdir.write_json("members.json", {})
+            raise NonFiniteError("as it was")
+
+    with pytest.raises(NonFiniteError, match="as it was"):
+        fail()
     assert storage.files(folder) == []
 
 
 def test_who_lost_the_folder_removes_nothing_of_it(folder, taken_over, caplog):
-    with pytest.raises(NonFiniteError, match="as it was"), Workdir(folder) as workdir:
-        with workdir.removed_on_error():
-            other = taken_over(folder)
+    def fail():
+        with Workdir(folder) as workdir, workdir.removed_on_error():
+            others.append(taken_over(folder))
             storage.write(folder / "checkpoints/1/manifest.json", b"theirs")
             raise NonFiniteError("as it was")
+
+    others = []
+    with pytest.raises(NonFiniteError, match="as it was"):
+        fail()
     assert "in use by" in caplog.text
     assert storage.read(folder / "checkpoints/1/manifest.json") == b"theirs"
-    other.confirm()
+    others[0].confirm()
 
 
 def test_a_tracker_that_cannot_close_keeps_no_records_and_no_lock(folder, caplog):
@@ -77,3 +86,16 @@ def test_the_first_error_of_closing_is_raised_and_the_others_are_told(folder, ta
     with pytest.raises(WorkdirError, match="in use by"):
         lock.acquire(folder)
     other.release()
+
+
+def test_an_error_of_closing_a_member_does_not_replace_the_error_before(tmp_path, caplog):
+    def fail():
+        with SetFolder(tmp_path / "set", {"": ["seed0", "seed1"]}) as folder:
+            folder.members["seed0"].writer._failure = OSError(28, "No space left on device")
+            raise NonFiniteError("at step 3")
+
+    with pytest.raises(NonFiniteError, match="at step 3"):
+        fail()
+    assert "No space left on device" in caplog.text
+    for name in ("", "seed0", "seed1"):
+        lock.acquire(tmp_path / "set" / name).release()
