@@ -21,6 +21,7 @@ from dnrt_jax.runtime.storage import AnyPath
 
 NAME = ".lock"
 STALE_SECONDS, BEAT_SECONDS = 60, 15
+WRITE_SECONDS = 10  # of each of three tries, so that a connection that stalls costs no lock
 
 
 def acquire(folder: AnyPath) -> "FileLock | ObjectLock":
@@ -77,7 +78,7 @@ class ObjectLock:
     def _write(self, generation: str) -> str:
         try:
             content = json.dumps(self._content).encode()
-            return bucket.write(*self._name, content, generation).generation
+            return bucket.write(*self._name, content, generation, WRITE_SECONDS).generation
         except FileExistsError:  # someone else was faster; or we were, and the answer was lost
             self.confirm()
             return bucket.info(*self._name).generation
