@@ -7,8 +7,9 @@ and TensorBoard event files.
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ class Workdir:
 
     If a run has several processes, only the main one locks the folder and writes to it, to `local`:
     the folder itself, or for one in a bucket a folder on the disk, which is copied at intervals,
-    before the manifest of each checkpoint, and on closing. `tracker` also gets the records.
+    before the manifest of each checkpoint, and on closing. In the other processes of a run in a
+    bucket, `local` is a temporary folder, for profiles. `tracker` also gets the records.
 
     Raises:
       WorkdirError: if the path is a file, not writable, or in use by another run.
@@ -59,7 +61,10 @@ class Workdir:
         self._spool = None
         if isinstance(self._lock, lock.ObjectLock):
             self._spool = Spool(self.path, self._lock)
-        self.local = self._spool.local if self._spool else Path(self.path)
+        if self._spool:
+            self.local = self._spool.local
+        else:
+            self.local = self.path if isinstance(self.path, Path) else Path(tempfile.mkdtemp())
         self.writer = Writer(self.checkpoints, before=self._flush)
         self.tracker: Tracker | None = None
         self._events: tensorboardX.SummaryWriter | None = None
@@ -180,6 +185,9 @@ class Workdir:
                 step()
             except Exception as error:
                 errors.append(error)
+        if not self._spool and storage.is_remote(self.path):
+            with suppress(OSError):  # it has a profile
+                self.local.rmdir()
         for late in errors[1:]:
             logging.warning("%s", late)
         if errors:

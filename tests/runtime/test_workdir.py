@@ -1,6 +1,7 @@
 """What a folder holds after it is closed, with an error or without, on a disk and in a bucket."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -99,3 +100,11 @@ def test_an_error_of_closing_a_member_does_not_replace_the_error_before(tmp_path
     assert "No space left on device" in caplog.text
     for name in ("", "seed0", "seed1"):
         lock.acquire(tmp_path / "set" / name).release()
+
+
+def test_a_process_that_writes_no_records_of_a_bucket_has_a_folder_for_profiles(folder):
+    with Workdir(folder, is_main=False) as workdir:
+        assert workdir.local.is_dir()
+        assert not workdir.local.is_relative_to(Path())
+    assert not workdir.local.exists()
+    assert storage.files(folder) == []
