@@ -81,7 +81,8 @@ def leave(status: int) -> NoReturn:
         multihost_utils.sync_global_devices("end")
         _leaving.set()
         jax.distributed.shutdown()  # ends the barrier of `_watch`
-        _watches.pop().join()
+        for watch in _watches:  # none if `initialize` did not see that there are several processes
+            watch.join()
     sys.exit(status)
 
 
@@ -107,6 +108,14 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def same_in_all(value: int) -> bool:
+    """Whether `value` is the same in all processes, which must call it together."""
+    if jax.process_count() == 1:
+        return True
+    values = multihost_utils.process_allgather(np.asarray(value))
+    return bool((values == value).all())
 
 
 def fetch(tree: Any) -> Any:
