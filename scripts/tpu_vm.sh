@@ -103,11 +103,25 @@ program() {
   printf '%q ' venv/bin/python -m dnrt_jax.main --config="$config" --workdir="$workdir" "$@"
 }
 
+# On a worker: the words that join it to the others, if there are several, from the metadata of the
+# machine. The environment of a shell there does not name the others.
+# shellcheck disable=SC2016
+JOIN='about() {
+  curl -sf --retry 5 -H "Metadata-Flavor: Google" \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+hosts=($(about worker-network-endpoints | tr , "\n" | sed "s/.*://"))
+export join=
+[ ${#hosts[@]} -lt 2 ] || join="--coordinator=${hosts[0]}:8482 --processes=${#hosts[@]} \
+--process=$(about agent-worker-number)"'
+
 run() {
   local words
   words=$(program "$@")
-  on_all "cd dnrt_jax && rm -f run.status && (DATA_DIR=$(printf %q "${DATA_DIR:-data}") \
-nohup bash -c $(printf %q "$words"'; echo $? > run.status') > run.log 2>&1 < /dev/null &)"
+  # shellcheck disable=SC2016
+  on_all "cd dnrt_jax && rm -f run.status && { $JOIN
+} && (DATA_DIR=$(printf %q "${DATA_DIR:-data}") \
+nohup bash -c $(printf %q "$words"'$join; echo $? > run.status') > run.log 2>&1 < /dev/null &)"
 }
 
 status() {

@@ -93,10 +93,25 @@ def test_a_run_starts_on_all_workers_with_its_words_kept_apart(cloud):
         "--config=configs/cifar100.py",
         "--workdir=/mnt/my runs/a",
         "--x=1",
+        "$join",
     ]
 
 
-def test_the_command_on_a_worker_leaves_its_exit_status_and_its_log(cloud, tmp_path):
+@pytest.mark.parametrize(
+    ("endpoints", "join"),
+    [
+        ("unknown:unknown:10.0.0.7", ""),
+        ("", ""),  # no machine of Google's
+        (
+            "a:1:10.0.0.7,b:2:10.0.0.8",
+            " --coordinator=10.0.0.7:8482 --processes=2 --process=1",
+        ),
+        ("t-0,t-1,t-2", " --coordinator=t-0:8482 --processes=3 --process=1"),
+    ],
+)
+def test_the_command_on_a_worker_joins_the_others_and_leaves_its_exit_status_and_its_log(
+    cloud, tmp_path, endpoints, join
+):
     _, _, [call] = cloud("run", "pod", "configs/digits.py", "--x=1", BUCKET="b")
     worker = tmp_path / "worker" / "dnrt_jax"
     (worker / "venv" / "bin").mkdir(parents=True)
@@ -104,12 +119,16 @@ def test_the_command_on_a_worker_leaves_its_exit_status_and_its_log(cloud, tmp_p
     python.write_text('#!/bin/sh\necho "$@ in $DATA_DIR"\nexit 75\n')
     python.chmod(0o755)
     command = call[6].removeprefix("--command=").replace("&)", ")")  # wait for it
-    subprocess.run(["bash", "-c", command], cwd=worker.parent, check=True)
+    curl = tmp_path / "bin" / "curl"
+    answers = f'*/worker-network-endpoints) printf "{endpoints}" ;; */agent-worker-number) echo 1'
+    curl.write_text(f'#!/bin/bash\ncase "${{@: -1}}" in {answers} ;; esac\n')
+    curl.chmod(0o755)
+    path = f"{curl.parent}:/usr/bin:/bin"
+    subprocess.run(["bash", "-c", command], cwd=worker.parent, check=True, env={"PATH": path})
     assert (worker / "run.status").read_text() == "75\n"
     said = (worker / "run.log").read_text()
-    assert said == (
-        "-m dnrt_jax.main --config=configs/digits.py --workdir=gs://b/pod --x=1 in data\n"
-    )
+    program = "-m dnrt_jax.main --config=configs/digits.py --workdir=gs://b/pod --x=1"
+    assert said == f"{program}{join} in data\n"
 
 
 def test_a_spot_machine_keeps_no_run_on_its_disk(cloud):

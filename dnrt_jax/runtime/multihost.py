@@ -26,9 +26,10 @@ def initialize(
 ) -> None:
     """Joins the other processes of the run, if any. Call it before any use of a device.
 
-    `coordinator` is "HOST:PORT" of process 0. Without it, a SLURM step or Cloud TPU slice with
-    several tasks is detected by JAX. When a process is lost, the others report which and exit with
-    status LOST within twice `heartbeat_seconds`.
+    `coordinator` is "HOST:PORT" of process 0. Without it, JAX detects a SLURM step of several
+    tasks, and Cloud TPU slices of several hosts if the environment names these, as that of GKE
+    does. When a process is lost, the others report which and exit with status LOST within twice
+    `heartbeat_seconds`.
 
     Raises:
       ConfigError: if only some of coordinator, processes and index are given.
@@ -39,6 +40,7 @@ def initialize(
     tasks = max(
         int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)),
         len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")),
+        int(os.environ.get("MEGASCALE_NUM_SLICES", 1)),
     )
     if coordinator or tasks > 1:
         # JAX also ends processes that wait for a lost one, with a long message; it comes later.

@@ -219,6 +219,30 @@ def test_no_process_starts_from_another_step_than_the_others(
             assert start()[:2] == ("fresh", 0)
 
 
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, True),
+    ],
+    ids=str,
+)
+def test_several_hosts_that_the_environment_names_are_joined(monkeypatch, environment, joins):
+    for name in ("TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
+    monkeypatch.setattr(multihost, "_watch", lambda seconds: None)
+    monkeypatch.setattr(multihost, "_watches", [])
+    multihost.initialize(None, None, None, 10)
+    assert joined == ([(None, None, None)] if joins else [])
+
+
 def test_who_never_watched_the_others_leaves_in_peace(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost.multihost_utils, "sync_global_devices", lambda name: None)
