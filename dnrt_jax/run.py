@@ -201,9 +201,18 @@ def calendar_of(experiment: Experiment) -> Calendar:
 
 
 def _start(experiment: Experiment, workdir: Workdir, fresh: TrainState | None):
-    """The (state, step, window) to start or resume from."""
+    """The (state, step, window) to start or resume from.
+
+    Raises:
+      WorkdirError: if the processes find different checkpoints, or one beyond the last step.
+    """
     total = experiment.total_steps
     restored = checkpoint.restore(workdir.checkpoints, experiment.shapes)
+    if not multihost.same_in_all(restored.step if restored else 0):
+        raise WorkdirError(
+            f"{workdir.path}: the processes see different checkpoints: --workdir must be a folder "
+            "that all share; if it is one, give the same command again"
+        )
     if restored is None:
         workdir.rewind(0)
         return initial_state(experiment) if fresh is None else fresh, 0, Window({}, 0)

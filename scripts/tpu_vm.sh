@@ -8,7 +8,8 @@
 #   scripts/tpu_vm.sh create NAME            request a machine and wait until it is there
 #   scripts/tpu_vm.sh setup  NAME            this checkout and its packages, on all workers
 #   scripts/tpu_vm.sh run    NAME CONFIG [WORKDIR] [FLAG ...]  in the background, on all workers
-#   scripts/tpu_vm.sh status NAME            of each worker: running, or the exit status of its process
+#   scripts/tpu_vm.sh status NAME            of each worker: running, the exit status of its process, or
+#                            idle if none was started
 #   scripts/tpu_vm.sh log    NAME [WORKER]   what a worker says, worker 0 by default
 #   scripts/tpu_vm.sh logs   NAME [TO]       the logs of all workers, to TO/worker-N.log (runs/NAME)
 #   scripts/tpu_vm.sh fetch  NAME WORKDIR TO the records and reports, without checkpoints
@@ -42,10 +43,17 @@ tpu() { do_it gcloud compute tpus tpu-vm "$@" --zone="$ZONE"; }
 
 queue() { do_it gcloud compute tpus queued-resources "$@" --zone="$ZONE"; }
 
-# The state of the request for the machine.
+# The state of the request for the machine: MISSING if there is none, UNKNOWN if gcloud cannot say.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
-    --format='value(state.state)' 2> /dev/null || echo MISSING
+  local problem
+  {
+    problem=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
+      --format='value(state.state)' 2>&1 >&3) && return
+  } 3>&1
+  case $problem in
+    *NOT_FOUND*) echo MISSING ;;
+    *) echo "$problem" >&2; echo UNKNOWN ;;
+  esac
 }
 
 workers() {
@@ -59,8 +67,7 @@ on_all() { tpu ssh "$NAME" --worker=all --command="$1"; }
 
 create() {
   queue create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
-    --runtime-version="$VERSION" ${SPOT:+--spot}
-  [ -n "$DRY_RUN" ] || await
+    --runtime-version="$VERSION" ${SPOT:+--spot} && { [ -n "$DRY_RUN" ] || await; }
 }
 
 # Waits until the machine is there.
@@ -76,10 +83,10 @@ await() {
 delete() { queue delete "$NAME" --force --quiet; }
 
 setup() {
-  do_it git archive --format=tar.gz --output=/tmp/dnrt_jax.tar.gz HEAD
-  tpu scp /tmp/dnrt_jax.tar.gz "$NAME":dnrt_jax.tar.gz --worker=all
-  # The machine's own Python is older than 3.11.
-  on_all 'mkdir -p dnrt_jax && tar xzf dnrt_jax.tar.gz -C dnrt_jax && cd dnrt_jax &&
+  do_it git archive --format=tar.gz --output=/tmp/dnrt_jax.tar.gz HEAD &&
+    tpu scp /tmp/dnrt_jax.tar.gz "$NAME":dnrt_jax.tar.gz --worker=all &&
+    # The machine's own Python is older than 3.11.
+    on_all 'mkdir -p dnrt_jax && tar xzf dnrt_jax.tar.gz -C dnrt_jax && cd dnrt_jax &&
     python3 -m pip install -q uv && python3 -m uv venv -q --clear --python=3.12 venv &&
     python3 -m uv pip install -q --python=venv/bin/python -r requirements.txt ".[gcs,tpu]"'
 }
@@ -96,15 +103,30 @@ program() {
   printf '%q ' venv/bin/python -m dnrt_jax.main --config="$config" --workdir="$workdir" "$@"
 }
 
+# On a worker: the words that join it to the others, if there are several, from the metadata of the
+# machine. The environment of a shell there does not name the others.
+# shellcheck disable=SC2016
+JOIN='about() {
+  curl -sf --retry 5 -H "Metadata-Flavor: Google" \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+hosts=($(about worker-network-endpoints | tr , "\n" | sed "s/.*://"))
+export join=
+[ ${#hosts[@]} -lt 2 ] || join="--coordinator=${hosts[0]}:8482 --processes=${#hosts[@]} \
+--process=$(about agent-worker-number)"'
+
 run() {
   local words
   words=$(program "$@")
-  on_all "cd dnrt_jax && rm -f run.status && (DATA_DIR=$(printf %q "${DATA_DIR:-data}") \
-nohup bash -c $(printf %q "$words"'; echo $? > run.status') > run.log 2>&1 < /dev/null &)"
+  # shellcheck disable=SC2016
+  on_all "cd dnrt_jax && rm -f run.status && { $JOIN
+} && (DATA_DIR=$(printf %q "${DATA_DIR:-data}") \
+nohup bash -c $(printf %q "$words"'$join; echo $? > run.status') > run.log 2>&1 < /dev/null &)"
 }
 
 status() {
-  on_all 'cat dnrt_jax/run.status 2> /dev/null || echo running'
+  on_all 'cat dnrt_jax/run.status 2> /dev/null ||
+    { [ -e dnrt_jax/run.log ] && echo running; } || echo idle'
 }
 
 logs() {
@@ -155,12 +177,37 @@ outcome() {
   for word in $(status 2> /dev/null); do
     case $word in
       0) became=${became:-finished} ;;
-      75 | 137 | 143) [ "$became" = failed ] || became=again ;;
+      75 | 137 | 143 | idle) [ "$became" = failed ] || became=again ;;
       [0-9]*) became=failed ;;
       *) became=running; break ;;
     esac
   done
   echo "${became:-running}" # no worker answers while the machine goes
+}
+
+# A machine that is there, a new one if need be.
+obtain() {
+  case $(state) in
+    MISSING) create ;;
+    FAILED | SUSPEND* | DELETING)
+      echo "$NAME: the machine is gone; asking for another"
+      delete || true
+      create ;;
+    *) await ;;
+  esac
+}
+
+# Starts the run, unless it is going on already. If no worker answers, nobody knows.
+begin() {
+  case $(status 2> /dev/null) in
+    '') echo "$NAME: no worker answers"; return 1 ;;
+    *running*) echo "$NAME: its run is going on" ;;
+    *) setup && run "$@" ;;
+  esac
+}
+
+still_there() {
+  case $(state) in ACTIVE | UNKNOWN) ;; *) return 1 ;; esac
 }
 
 watch() {
@@ -171,28 +218,26 @@ watch() {
   fi
   local became=again used=0 failures=0 since
   while [ "$became" = again ]; do
-    case $(state) in
-      MISSING) create || continue ;;
-      FAILED | SUSPEND* | DELETING)
-        echo "$NAME: the machine is gone; asking for another"
-        delete || true
-        create || continue ;;
-      *) await || continue ;;
-    esac
-    since=$SECONDS
-    if setup && run "$@"; then
+    if ! obtain; then
+      failures=$((failures + 1)) since=$SECONDS
+    elif since=$SECONDS; begin "$@"; then
       failures=0 became=running
-      while [ "$(state)" = ACTIVE ] && became=$(outcome) && [ "$became" = running ]; do
+      while still_there && became=$(outcome) && [ "$became" = running ]; do
         sleep "$POLL"
       done
       [ "$became" != running ] || became=again
-    elif [ "$((failures += 1))" -ge 3 ]; then
-      became='failed, as it cannot be set up'
+    else
+      failures=$((failures + 1))
     fi
     used=$((used + SECONDS - since))
+    if [ "$failures" -ge 3 ]; then
+      became='failed, as no machine can be had or set up'
+    elif [ "$failures" -gt 0 ]; then
+      sleep "$POLL"
+    fi
   done
   logs || true
-  delete
+  delete || echo "$NAME: may not be deleted; look: gcloud compute tpus queued-resources list" >&2
   echo "$NAME: $became"
   cost "$used"
   [ "$became" = finished ]

@@ -21,6 +21,7 @@ KINDS = (
     "status",  # answer with `value` instead
     "slow",  # answer after `value` seconds
     "cut upload",  # close the connection after half of the body
+    "stall upload",  # read no more than half of the body for `value` seconds
     "cut download",  # close it after half of the answer
     "shorten download",  # half of the answer, as if it were all
     "wrong byte up",
@@ -109,8 +110,9 @@ def handler(store):
             fault = store.take_fault(request)
             assert fault.kind in KINDS
             length = int(self.headers.get("Content-Length", 0))
-            if fault.kind == "cut upload":
+            if fault.kind in ("cut upload", "stall upload"):
                 self.rfile.read(length // 2)
+                time.sleep(fault.value)
                 self.close_connection = True
                 return
             body = self.rfile.read(length)

@@ -23,15 +23,25 @@ STUB = """\
 #!/bin/bash
 cd "$HOME" || exit
 # Records the call and answers: state is the next line of `states`, what workers say that of `says`.
+# A state that begins with `error` is an answer of gcloud that is none.
 printf '%s\\001' "$@" >> calls; printf '\\002' >> calls
 next() { head -n 1 "$1"; [ "$(wc -l < "$1")" = 1 ] || sed -i 1d "$1"; }
 case $* in
-  *"queued-resources describe"*) next states ;;
+  *"queued-resources describe"*)
+    state=$(next states)
+    case $state in
+      error*) echo "ERROR: (gcloud.compute.tpus) ${state#* }" >&2; exit 1 ;;
+    esac
+    echo "$state" ;;
+  *"queued-resources create"*) exit "${CREATED:-0}" ;;
   *networkEndpoints*) printf '10.0.0.1\\n10.0.0.2\\n' ;;
-  *run.status\\ 2*|*"cat dnrt_jax/run.status"*) next says | tr ' ' '\\n' ;;
+  *"cat dnrt_jax/run.status"*) next says | tr ' ' '\\n' ;;
   *" scp "*run.log*) cp says "$6" ;;
 esac
 """
+
+
+IDLE, MISSING = "idle idle", "error NOT_FOUND: Resource 'pod' was not found"
 
 
 @pytest.fixture
@@ -42,11 +52,11 @@ def cloud(tmp_path):
     bin.mkdir()
     (bin / "gcloud").write_text(STUB)
     (bin / "gcloud").chmod(0o755)
-    for name in ("sleep", "git"):
-        (bin / name).write_text("#!/bin/sh\n")
+    for name, does in (("sleep", "echo >> $HOME/sleeps"), ("git", "")):
+        (bin / name).write_text(f"#!/bin/sh\n{does}\n")
         (bin / name).chmod(0o755)
 
-    def run(*arguments, states=("ACTIVE",), says=("0 0",), **environment):
+    def run(*arguments, states=("ACTIVE",), says=(IDLE, "0 0"), **environment):
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
         for name, lines in (("states", states), ("says", says)):
@@ -83,10 +93,25 @@ def test_a_run_starts_on_all_workers_with_its_words_kept_apart(cloud):
         "--config=configs/cifar100.py",
         "--workdir=/mnt/my runs/a",
         "--x=1",
+        "$join",
     ]
 
 
-def test_the_command_on_a_worker_leaves_its_exit_status_and_its_log(cloud, tmp_path):
+@pytest.mark.parametrize(
+    ("endpoints", "join"),
+    [
+        ("unknown:unknown:10.0.0.7", ""),
+        ("", ""),  # no machine of Google's
+        (
+            "a:1:10.0.0.7,b:2:10.0.0.8",
+            " --coordinator=10.0.0.7:8482 --processes=2 --process=1",
+        ),
+        ("t-0,t-1,t-2", " --coordinator=t-0:8482 --processes=3 --process=1"),
+    ],
+)
+def test_the_command_on_a_worker_joins_the_others_and_leaves_its_exit_status_and_its_log(
+    cloud, tmp_path, endpoints, join
+):
     _, _, [call] = cloud("run", "pod", "configs/digits.py", "--x=1", BUCKET="b")
     worker = tmp_path / "worker" / "dnrt_jax"
     (worker / "venv" / "bin").mkdir(parents=True)
@@ -94,12 +119,16 @@ def test_the_command_on_a_worker_leaves_its_exit_status_and_its_log(cloud, tmp_p
     python.write_text('#!/bin/sh\necho "$@ in $DATA_DIR"\nexit 75\n')
     python.chmod(0o755)
     command = call[6].removeprefix("--command=").replace("&)", ")")  # wait for it
-    subprocess.run(["bash", "-c", command], cwd=worker.parent, check=True)
+    curl = tmp_path / "bin" / "curl"
+    answers = f'*/worker-network-endpoints) printf "{endpoints}" ;; */agent-worker-number) echo 1'
+    curl.write_text(f'#!/bin/bash\ncase "${{@: -1}}" in {answers} ;; esac\n')
+    curl.chmod(0o755)
+    path = f"{curl.parent}:/usr/bin:/bin"
+    subprocess.run(["bash", "-c", command], cwd=worker.parent, check=True, env={"PATH": path})
     assert (worker / "run.status").read_text() == "75\n"
     said = (worker / "run.log").read_text()
-    assert said == (
-        "-m dnrt_jax.main --config=configs/digits.py --workdir=gs://b/pod --x=1 in data\n"
-    )
+    program = "-m dnrt_jax.main --config=configs/digits.py --workdir=gs://b/pod --x=1"
+    assert said == f"{program}{join} in data\n"
 
 
 def test_a_spot_machine_keeps_no_run_on_its_disk(cloud):
@@ -123,25 +152,27 @@ def test_a_machine_is_requested_in_the_queue_and_awaited(cloud):
     assert cloud("create", "pod", states=["WAITING_FOR_RESOURCES", "FAILED"])[0] != 0
 
 
-START = ["create", "scp", "ssh", "ssh"]  # of a machine, the code, the packages, the run
+# Of a machine; whether a run is going on; the code, the packages, the run.
+BEGIN = ["ssh", "scp", "ssh", "ssh"]
+START = ["create", *BEGIN]
+END = ["scp", "scp", "delete"]
 
 
 def test_watching_goes_on_with_a_new_machine_after_a_preemption_until_the_end(cloud, tmp_path):
-    states = ["MISSING", "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
+    states = [MISSING, "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
     states += ["PROVISIONING", "ACTIVE", "ACTIVE"]
     arguments = ("watch", "pod", "configs/digits.py", "--x=1")
     status, said, calls = cloud(
         *arguments,
         states=states,
-        says=["running running", "running running", "running 0", "0 0"],
+        says=[IDLE, "running running", "running running", IDLE, "running 0", "0 0"],
         SPOT="1",
         BUCKET="b",
         PRICE="1.2",
     )
     assert status == 0, said
     looks = ["ssh"] * 2
-    end = ["ssh", "ssh", "scp", "scp", "delete"]
-    assert verbs(calls) == [*START, *looks, "delete", *START, *end]
+    assert verbs(calls) == [*START, *looks, "delete", *START, *looks, *END]
     runs = [word for call in calls for word in call if "dnrt_jax.main" in word]
     assert len(runs) == 2
     assert runs[0] == runs[1]
@@ -158,17 +189,50 @@ def test_watching_goes_on_with_a_new_machine_after_a_preemption_until_the_end(cl
         (["0 0"], 0, "finished", 1),
         (["running 1", "1 1"], 1, "failed", 1),
         (["0 2"], 1, "failed", 1),
-        (["75 143", "0 0"], 0, "finished", 2),  # a process was lost
+        (["75 143", "75 143", "0 0"], 0, "finished", 2),  # a process was lost
+        (["idle 0", "idle 0", "0 0"], 0, "finished", 2),  # a worker was set up anew
         (["1 75"], 1, "failed", 1),
         (["", "0 0"], 0, "finished", 1),  # no worker answered at first
     ],
 )
 def test_what_became_of_a_run_is_told_by_all_workers(cloud, says, status, verdict, starts):
-    ended, said, calls = cloud("watch", "pod", "configs/digits.py", "gs://b/r", says=says)
+    ended, said, calls = cloud("watch", "pod", "configs/digits.py", "gs://b/r", says=[IDLE, *says])
     assert ended == status, said
     assert f"pod: {verdict}" in said
     assert sum("dnrt_jax.main" in word for call in calls for word in call) == starts
-    assert verbs(calls)[-3:] == ["scp", "scp", "delete"]
+    assert verbs(calls)[-3:] == END
+
+
+def test_a_look_that_fails_leaves_a_healthy_run_alone(cloud):
+    states = ["error UNAVAILABLE: try again", "ACTIVE", "error UNAVAILABLE: try again", "ACTIVE"]
+    says = [IDLE, "running running", "running running", "0 0"]
+    arguments = ("watch", "pod", "configs/digits.py", "gs://b/r")
+    status, said, calls = cloud(*arguments, states=states, says=says)
+    assert status == 0, said
+    assert "UNAVAILABLE: try again" in said
+    assert verbs(calls) == [*BEGIN, "ssh", "ssh", "ssh", *END]
+
+
+def test_watching_takes_up_a_run_that_is_going_on(cloud):
+    says = ["running running", "running running", "0 0"]
+    status, said, calls = cloud("watch", "pod", "configs/digits.py", "gs://b/r", says=says)
+    assert status == 0, said
+    assert "pod: its run is going on" in said
+    assert verbs(calls) == ["ssh", "ssh", "ssh", *END]
+
+
+@pytest.mark.parametrize(
+    ("faults", "verb"),
+    [({"states": [MISSING], "CREATED": "1"}, "create"), ({"says": [""]}, "ssh")],
+    ids=["no machine can be requested", "no worker answers"],
+)
+def test_watching_gives_up_after_three_failures_and_pauses_between(cloud, tmp_path, faults, verb):
+    status, said, calls = cloud("watch", "pod", "configs/digits.py", "gs://b/r", **faults)
+    assert status == 1
+    assert "pod: failed, as no machine can be had or set up" in said
+    assert "v5litepod-8: 8 chips for" in said
+    assert verbs(calls) == [verb] * 3 + END
+    assert len((tmp_path / "sleeps").read_text().splitlines()) == 2
 
 
 def test_the_logs_of_all_workers_are_fetched(cloud, tmp_path):

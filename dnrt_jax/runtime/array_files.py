@@ -38,6 +38,7 @@ def write(folder: AnyPath, arrays: Arrays) -> dict[str, str]:
     Raises:
       CheckpointError: if Orbax cannot write them, as on a full disk.
       StorageError: if the bucket cannot be written.
+      WorkdirError: if another run has written the archive meanwhile.
     """
     if isinstance(folder, Path):
         _save(folder / FOLDER, arrays)
@@ -47,7 +48,7 @@ def write(folder: AnyPath, arrays: Arrays) -> dict[str, str]:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(Path(place) / FOLDER, FOLDER)
         data = archive.getvalue()
-    storage.write(folder / ARCHIVE, data)
+    storage.write(folder / ARCHIVE, data, new=True)
     return {ARCHIVE: storage.sha256(data)}
 
 

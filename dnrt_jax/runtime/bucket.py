@@ -22,6 +22,7 @@ from dnrt_jax.runtime.errors import StorageError
 TRIES = 3  # of a transfer that arrives damaged
 PIECE = 2**26  # bytes of a download
 CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # after which a request is repeated
+WRITE_SECONDS, SPEED = 60, 1e6  # and the same of an upload, with the bytes a second it must have
 
 
 class Info(NamedTuple):
@@ -81,36 +82,51 @@ def download(bucket: str, key: str, path: Path, info: Info) -> None:
     raise StorageError(f"gs://{bucket}/{key}: arrives damaged, {TRIES} times")
 
 
-def write(bucket: str, key: str, data: bytes, generation: str | None = None) -> Info:
+def write(
+    bucket: str,
+    key: str,
+    data: bytes,
+    generation: str | None = None,
+    seconds: float | None = None,
+) -> Info:
     """Writes an object as a whole: readers see the old content or the new one.
 
     Args:
       generation: that which the object must have, "0" for none; None to write in any case.
+      seconds: after which an upload that stalls is repeated; by default as long as its size needs.
 
     Raises:
       FileExistsError: if it has another generation.
       StorageError: if the bucket cannot be written, or the content arrives damaged.
     """
     condition = {} if generation is None else {"ifGenerationMatch": generation}
-    with _answers(bucket, key):
+    seconds = seconds or WRITE_SECONDS + len(data) / SPEED
+    fault = ""
+    with _answers(bucket, key, writes=True):
         path = _store().base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"
         for _ in range(TRIES):
-            answer = _store().call(
-                "POST",
-                path,
-                bucket,
-                uploadType="media",
-                name=key,
-                data=data,
-                headers={"Content-Type": "application/octet-stream"},
-                json_out=True,
-                **condition,
-            )
+            try:
+                answer = _store().call(
+                    "POST",
+                    path,
+                    bucket,
+                    uploadType="media",
+                    name=key,
+                    data=data,
+                    headers={"Content-Type": "application/octet-stream"},
+                    json_out=True,
+                    timeout=seconds,
+                    **condition,
+                )
+            except TimeoutError:  # the client itself bounds only the silence after an upload
+                fault = f"does not arrive in {seconds:.0f} s"
+                continue
             if answer["crc32c"] == crc32c(data):
                 return _info(answer)
+            fault = "arrives damaged"
             if condition:  # ours, though damaged
                 condition = {"ifGenerationMatch": answer["generation"]}
-    raise StorageError(f"gs://{bucket}/{key}: arrives damaged, {TRIES} times")
+    raise StorageError(f"gs://{bucket}/{key}: {fault}, {TRIES} times")
 
 
 def info(bucket: str, key: str) -> Info:
@@ -183,8 +199,8 @@ def _store_of(process: int) -> Any:
 
 
 @contextmanager
-def _answers(bucket: str, key: str = "") -> Iterator[None]:
-    """Translates what the client raises."""
+def _answers(bucket: str, key: str = "", *, writes: bool = False) -> Iterator[None]:
+    """Translates what the client raises. Who `writes` an object finds no bucket, not no object."""
     where = f"gs://{bucket}/{key}"
     try:
         yield
@@ -195,7 +211,7 @@ def _answers(bucket: str, key: str = "") -> Iterator[None]:
     except FileExistsError:
         raise
     except FileNotFoundError:
-        if key:
+        if key and not writes:
             raise FileNotFoundError(2, "no such object", where) from None
         raise StorageError(
             f"gs://{bucket}: no such bucket; make it: gcloud storage buckets create gs://{bucket}"

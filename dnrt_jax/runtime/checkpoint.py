@@ -88,6 +88,7 @@ def write(
 
     Raises:
       CheckpointError: if Orbax cannot write, or what is stored differs from what was written.
+      WorkdirError: in a bucket, if another run has taken the folder over and saves the same step.
       OSError: errors of the file system or the bucket.
     """
     target = folder / str(step)
@@ -108,7 +109,7 @@ def write(
         manifest["crc32c"] = storage.crc32c(target)
     manifest["sha256"] = _digest(manifest)
     before()
-    storage.write(target / MANIFEST, json.dumps(manifest, indent=1).encode())
+    storage.write(target / MANIFEST, json.dumps(manifest, indent=1).encode(), new=True)
     verify(folder, step)
 
 

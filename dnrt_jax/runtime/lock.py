@@ -21,6 +21,7 @@ from dnrt_jax.runtime.storage import AnyPath
 
 NAME = ".lock"
 STALE_SECONDS, BEAT_SECONDS = 60, 15
+WRITE_SECONDS = 10  # of each of three tries, so that a connection that stalls costs no lock
 
 
 def acquire(folder: AnyPath) -> "FileLock | ObjectLock":
@@ -51,6 +52,7 @@ class FileLock:
         self._file.flush()
 
     def release(self) -> None:
+        self._file.truncate(0)  # so that no copy of the folder names an owner
         self._file.close()
 
 
@@ -76,20 +78,30 @@ class ObjectLock:
     def _write(self, generation: str) -> str:
         try:
             content = json.dumps(self._content).encode()
-            return bucket.write(*self._name, content, generation).generation
+            return bucket.write(*self._name, content, generation, WRITE_SECONDS).generation
         except FileExistsError:  # someone else was faster; or we were, and the answer was lost
             self.confirm()
             return bucket.info(*self._name).generation
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(bucket.read(*self._name))
+        """The content of the lock object. One that is not of an ObjectLock, as the file of a folder
+        that was copied from a disk, has an owner that is not known, and is free once it is old."""
+        unknown = {"owner": "an unknown owner", "machine": "", "pid": 0, "id": ""}
+        try:
+            found = json.loads(bucket.read(*self._name))
+        except ValueError:
+            return unknown
+        return found if isinstance(found, dict) and unknown.keys() <= found.keys() else unknown
 
     def confirm(self) -> None:
-        """Raises a WorkdirError if another run has taken the lock over."""
+        """Raises a WorkdirError if another run has taken the lock over, or it was deleted."""
         try:
             found = self._read()
         except FileNotFoundError:
-            found = {"owner": "nobody", "id": ""}
+            raise WorkdirError(
+                f"--workdir={self._folder}: its {NAME} was deleted, so that another run may use "
+                "it; give the same command again to go on"
+            ) from None
         if found["id"] != self._content["id"]:
             raise _in_use(self._folder, found["owner"])
 

@@ -26,9 +26,10 @@ def initialize(
 ) -> None:
     """Joins the other processes of the run, if any. Call it before any use of a device.
 
-    `coordinator` is "HOST:PORT" of process 0. Without it, a SLURM step or Cloud TPU slice with
-    several tasks is detected by JAX. When a process is lost, the others report which and exit with
-    status LOST within twice `heartbeat_seconds`.
+    `coordinator` is "HOST:PORT" of process 0. Without it, JAX detects a SLURM step of several
+    tasks, and Cloud TPU slices of several hosts if the environment names these, as that of GKE
+    does. When a process is lost, the others report which and exit with status LOST within twice
+    `heartbeat_seconds`.
 
     Raises:
       ConfigError: if only some of coordinator, processes and index are given.
@@ -39,6 +40,7 @@ def initialize(
     tasks = max(
         int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)),
         len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")),
+        int(os.environ.get("MEGASCALE_NUM_SLICES", 1)),
     )
     if coordinator or tasks > 1:
         # JAX also ends processes that wait for a lost one, with a long message; it comes later.
@@ -81,7 +83,8 @@ def leave(status: int) -> NoReturn:
         multihost_utils.sync_global_devices("end")
         _leaving.set()
         jax.distributed.shutdown()  # ends the barrier of `_watch`
-        _watches.pop().join()
+        for watch in _watches:  # none if `initialize` did not see that there are several processes
+            watch.join()
     sys.exit(status)
 
 
@@ -107,6 +110,14 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def same_in_all(value: int) -> bool:
+    """Whether `value` is the same in all processes, which must call it together."""
+    if jax.process_count() == 1:
+        return True
+    values = multihost_utils.process_allgather(np.asarray(value))
+    return bool((values == value).all())
 
 
 def fetch(tree: Any) -> Any:

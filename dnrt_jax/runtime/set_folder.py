@@ -182,8 +182,8 @@ class SetFolder:
     def __enter__(self) -> "SetFolder":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._opened.close()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._opened.__exit__(kind, error, trace)
 
 
 def read_members(path: AnyPath) -> dict[str, Any] | None:

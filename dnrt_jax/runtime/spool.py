@@ -4,38 +4,43 @@ import logging
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dnrt_jax.runtime import storage
-from dnrt_jax.runtime.errors import StorageError, WorkdirError
+from dnrt_jax.runtime.errors import StorageError
 from dnrt_jax.runtime.lock import BEAT_SECONDS, ObjectLock
 from dnrt_jax.runtime.storage import AnyPath
 
 
 class Spool:
     """A temporary folder `local` whose files are copied to `folder` in a bucket every BEAT_SECONDS,
-    as long as the lock holds; the lock is kept alive by the same thread."""
+    as long as the lock holds. The lock is kept alive by a thread of its own, which waits for no
+    copy."""
 
     def __init__(self, folder: AnyPath, lock: ObjectLock):
         self.local, self._folder, self._lock = Path(tempfile.mkdtemp()), folder, lock
         self._copied: dict[str, tuple[int, int]] = {}  # size and time of what was copied
         self._mutex, self._closing = threading.Lock(), threading.Event()
-        self._lost: WorkdirError | None = None
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
+        self._failure: Exception | None = None
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(action,), daemon=True)
+            for action in (lock.beat, self.copy)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def _keep(self) -> None:
+    def _repeat(self, action: Callable[[], None]) -> None:
         while not self._closing.wait(BEAT_SECONDS):
-            self._beat()
+            self._try(action)
 
-    def _beat(self) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
-            self._lock.beat()
-            self.copy()
+            action()
         except StorageError as error:
             logging.warning("%s; trying again", error)
-        except WorkdirError as error:
-            self._lost = error
+        except Exception as error:
+            self._failure = error
 
     def copy(self) -> None:
         """Copies the files that have changed; of records, whole lines. Any thread may call it.
@@ -62,12 +67,14 @@ class Spool:
                     self._copied[name] = version
 
     def check(self) -> None:
-        """Raises a WorkdirError if another run has taken the folder over."""
-        if self._lost:
-            raise self._lost
+        """Raises what went wrong in the background, as a WorkdirError if another run has taken the
+        folder over; but not that the bucket cannot be reached for a while."""
+        if self._failure:
+            raise self._failure
 
     def close(self) -> None:
-        """Ends the thread and deletes the local folder."""
+        """Ends the threads and deletes the local folder."""
         self._closing.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         shutil.rmtree(self.local, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from dnrt_jax.runtime import bucket
-from dnrt_jax.runtime.errors import StorageError
+from dnrt_jax.runtime.errors import StorageError, WorkdirError
 
 if TYPE_CHECKING:
     from etils import epath
@@ -69,14 +69,24 @@ def read(path: AnyPath) -> bytes:
     return path.read_bytes() if isinstance(path, Path) else bucket.read(*split(path))
 
 
-def write(path: AnyPath, data: bytes) -> None:
+def write(path: AnyPath, data: bytes, *, new: bool = False) -> None:
     """Replaces a file as a whole: it holds the old or the new content at any time. Its folder must
-    exist.
+    exist. One that must be `new` in a bucket replaces none.
 
     Raises:
       OSError: if it cannot be written.
+      WorkdirError: if another run has written what must be new.
     """
-    write_all({path: data})
+    if not new or isinstance(path, Path):
+        write_all({path: data})
+        return
+    try:
+        bucket.write(*split(path), data, "0")
+    except FileExistsError:  # or it is ours, and the answer was lost
+        if bucket.info(*split(path)).crc32c != bucket.crc32c(data):
+            raise WorkdirError(
+                f"{path}: another run has written it; choose another --workdir"
+            ) from None
 
 
 def write_all(contents: "Mapping[AnyPath, bytes]") -> None:

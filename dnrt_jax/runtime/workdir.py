@@ -7,8 +7,10 @@ and TensorBoard event files.
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from flax import traverse_util
 from dnrt_jax.config import Config, from_json, to_json, validate
 from dnrt_jax.runtime import lock, storage
 from dnrt_jax.runtime.checkpoint import newest_config, restore
-from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.errors import CheckpointError, UserError, WorkdirError
 from dnrt_jax.runtime.spool import Spool
 from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.trackers import Tracker
@@ -35,7 +37,8 @@ class Workdir:
 
     If a run has several processes, only the main one locks the folder and writes to it, to `local`:
     the folder itself, or for one in a bucket a folder on the disk, which is copied at intervals,
-    before the manifest of each checkpoint, and on closing. `tracker` also gets the records.
+    before the manifest of each checkpoint, and on closing. In the other processes of a run in a
+    bucket, `local` is a temporary folder, for profiles. `tracker` also gets the records.
 
     Raises:
       WorkdirError: if the path is a file, not writable, or in use by another run.
@@ -47,6 +50,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self._is_main = is_main
         self._is_new = is_main and not storage.is_dir(self.path)
+        self._is_removed = False
         self._lock = lock.acquire(self.path) if is_main else None
         try:
             self._records = read_records(self.path)
@@ -57,7 +61,10 @@ class Workdir:
         self._spool = None
         if isinstance(self._lock, lock.ObjectLock):
             self._spool = Spool(self.path, self._lock)
-        self.local = self._spool.local if self._spool else Path(self.path)
+        if self._spool:
+            self.local = self._spool.local
+        else:
+            self.local = self.path if isinstance(self.path, Path) else Path(tempfile.mkdtemp())
         self.writer = Writer(self.checkpoints, before=self._flush)
         self.tracker: Tracker | None = None
         self._events: tensorboardX.SummaryWriter | None = None
@@ -93,8 +100,18 @@ class Workdir:
             yield
         except BaseException:
             if self._is_new:
-                storage.remove_folder(self.path)
+                self._remove()
             raise
+
+    def _remove(self) -> None:
+        """Deletes the folder, unless another run has taken it over."""
+        try:
+            if isinstance(self._lock, lock.ObjectLock):
+                self._lock.confirm()
+            storage.remove_folder(self.path)
+            self._is_removed = True
+        except UserError as late:
+            logging.warning("%s", late)  # the error that comes first is reported
 
     def _write(self, name: str, text: str) -> None:
         storage.write(self.local / name, text.encode())
@@ -152,20 +169,29 @@ class Workdir:
             logging.warning("%s", late)  # the error that comes first is reported
 
     def close(self) -> None:
-        """Waits for the checkpoint that is being written, and unlocks the folder."""
-        try:
-            self.writer.wait(CLOSING_SECONDS)
-        finally:
-            for log in filter(None, (self._events, self.tracker)):
-                log.close()
+        """Waits for the checkpoint that is being written, copies the last records to a bucket, and
+        unlocks the folder. Where one of these fails, the others are done nevertheless.
+
+        Raises: the first error.
+        """
+        steps = [partial(self.writer.wait, CLOSING_SECONDS)]
+        steps += [log.close for log in (self._events, self.tracker) if log]
+        steps += [] if self._is_removed else [self._flush]
+        steps += [self._spool.close] if self._spool else []
+        steps += [self._lock.release] if self._lock else []
+        errors = []
+        for step in steps:
             try:
-                if self._events:
-                    self._flush()
-            finally:
-                if self._spool:
-                    self._spool.close()
-                if self._lock:
-                    self._lock.release()
+                step()
+            except Exception as error:
+                errors.append(error)
+        if not self._spool and storage.is_remote(self.path):
+            with suppress(OSError):  # it has a profile
+                self.local.rmdir()
+        for late in errors[1:]:
+            logging.warning("%s", late)
+        if errors:
+            raise errors[0]
 
 
 def read_json(path: AnyPath) -> Any:

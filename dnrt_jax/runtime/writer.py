@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ class Writer:
         self._folder, self._before = folder, before
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._deadline: float | None = None  # of the save in the background, once it was bounded
 
     def save(
         self,
@@ -46,6 +48,7 @@ class Writer:
         self.wait()
         arrays = checkpoint.to_host(state)
         if jax.process_index() == 0:
+            self._deadline = None
             args = arrays, step, config, copy.deepcopy(extra), newest, best
             self._thread = threading.Thread(target=self._save, args=args, daemon=True)
             self._thread.start()
@@ -68,13 +71,18 @@ class Writer:
             raise failure
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits until nothing is being written, and raises as `check` does.
+        """Waits until nothing is being written, and raises as `check` does. Calls with a bound wait
+        no longer than the first of them for the same save.
 
         Raises:
           CheckpointError: if that takes more than `seconds`.
         """
         if self._thread is not None:
-            self._thread.join(seconds)
+            if seconds is not None:
+                self._deadline = self._deadline or time.monotonic() + seconds
+                self._thread.join(max(0.0, self._deadline - time.monotonic()))
+            else:
+                self._thread.join()
             if self._thread.is_alive():
                 raise CheckpointError(
                     f"{self._folder}: the newest checkpoint could not be written in {seconds:g} s; "

@@ -74,11 +74,11 @@ def before_writing(name, action, at=1):
     """Calls `action` before the file `name` is written for the `at`-th time."""
     original, calls = storage.write, [0]
 
-    def write(path, data):
+    def write(path, data, **options):
         calls[0] += path.name == name
         if path.name == name and calls[0] == at:
             action()
-        original(path, data)
+        original(path, data, **options)
 
     storage.write = write
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from buckets import Fault
 
-from dnrt_jax.runtime import checkpoint, storage
+from dnrt_jax.runtime import bucket, checkpoint, storage
+from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.sharding import make_mesh, replicated
 
 
@@ -194,3 +196,29 @@ def test_a_save_in_a_bucket_takes_six_requests_and_a_deletion_four(tmp_path, sta
         act()
         counts.append(len(store.requests) - before)
     assert counts == [6, 4]
+
+
+@pytest.mark.parametrize("name", ["arrays.tar", checkpoint.MANIFEST])
+def test_who_slept_in_a_save_replaces_nothing_of_the_run_that_took_over(
+    tmp_path, state, store, monkeypatch, name
+):
+    folder, write = storage.path(f"gs://bucket/{tmp_path.name}"), bucket.write
+
+    def slept(place, key, *args):
+        if key.endswith(name):
+            write(place, key, b"theirs")
+        return write(place, key, *args)
+
+    monkeypatch.setattr(bucket, "write", slept)
+    with pytest.raises(WorkdirError, match=rf"{folder}/3/{name}: another run has written it"):
+        checkpoint.save(folder, state, 3, config="{}", extra={})
+    assert storage.read(folder / "3" / name) == b"theirs"
+
+
+@pytest.mark.parametrize("name", ["arrays", "manifest"])
+def test_a_save_whose_answer_is_lost_is_the_own(tmp_path, state, store, impatient, name):
+    folder = storage.path(f"gs://bucket/{tmp_path.name}")
+    store.faults.append(Fault("lose answer", f"POST /upload.*{name}"))
+    checkpoint.save(folder, state, 3, config="{}", extra={})
+    assert store.faults[0].times == 0
+    checkpoint.verify(folder, 3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from buckets import BUCKET, Fault
 
-from dnrt_jax.runtime import lock, storage
+from dnrt_jax.runtime import lock, spool, storage
 from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.workdir import Workdir, read_records
 
@@ -51,6 +51,36 @@ def test_another_machine_holds_it_until_its_heartbeat_is_old(folder, monkeypatch
         lock.acquire(folder)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0)
     lock.acquire(folder).release()
+
+
+@pytest.mark.parametrize("left", ["process 7 on another\n", "\n", "[7]", "{}", "\xff"])
+def test_a_lock_copied_from_a_disk_goes_stale(folder, monkeypatch, left):
+    storage.write(folder / lock.NAME, left.encode("latin1"))
+    with pytest.raises(WorkdirError, match=r"in use by an unknown owner, \d+ s ago; choose"):
+        lock.acquire(folder)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0)
+    lock.acquire(folder).release()
+
+
+def test_a_folder_goes_to_a_bucket_and_back_with_its_lock(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0)
+    for source, target in (tmp_path / "run", folder), (folder / "run", tmp_path / "back"):
+        held = lock.acquire(source)
+        content = storage.read(source / lock.NAME)
+        held.release()
+        storage.make_folder(target)
+        storage.write(target / lock.NAME, content)
+        lock.acquire(target).release()
+        if not storage.is_remote(source):
+            assert storage.read(source / lock.NAME) == b""
+
+
+def test_a_deleted_lock_is_told(folder):
+    held = lock.acquire(folder)
+    storage.remove_file(folder / lock.NAME)
+    for what in (held.confirm, held.beat):
+        with pytest.raises(WorkdirError, match=r"its \.lock was deleted, .*; give the same"):
+            what()
 
 
 def test_the_loser_notices_and_leaves_the_winner_alone(folder, monkeypatch):
@@ -138,6 +168,46 @@ def test_who_lost_the_folder_writes_nothing_more(folder, taken):
 
 def test_a_lost_lock_is_raised_at_the_next_step(taken):
     taken.check()
-    taken._spool._beat()
+    taken._spool._try(taken._lock.beat)
     with pytest.raises(WorkdirError, match="in use by"):
         taken.check()
+
+
+def test_an_error_of_the_heartbeat_is_raised_at_the_next_step_and_the_lock_is_kept(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(spool, "BEAT_SECONDS", 0.01)
+    tries, again = [], threading.Event()
+
+    def copy(self):
+        tries.append(1)
+        if len(tries) == 2:
+            again.set()
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(spool.Spool, "copy", copy)
+    workdir = Workdir(folder)
+    assert again.wait(10)  # the thread goes on
+    with pytest.raises(RuntimeError, match="not foreseen"):
+        workdir.check()
+    with pytest.raises(RuntimeError, match="not foreseen"):
+        workdir.close()
+
+
+def test_the_lock_is_kept_alive_while_records_are_uploaded(folder, monkeypatch):
+    monkeypatch.setattr(spool, "BEAT_SECONDS", 0.01)
+    uploading, beats, kept = threading.Event(), threading.Semaphore(0), []
+
+    def beat(self):
+        if uploading.is_set():
+            beats.release()
+
+    def copy(self):
+        uploading.set()
+        kept.append(beats.acquire(timeout=2))
+
+    monkeypatch.setattr(lock.ObjectLock, "beat", beat)
+    monkeypatch.setattr(spool.Spool, "copy", copy)
+    with Workdir(folder):
+        assert uploading.wait(10)
+    assert kept[0]

@@ -7,14 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from dnrt_jax.runtime import checkpoint, storage
-from dnrt_jax.runtime.workdir import read_records
+from dnrt_jax import run as run_module
+from dnrt_jax.runtime import checkpoint, multihost, storage
+from dnrt_jax.runtime.errors import WorkdirError
+from dnrt_jax.runtime.workdir import Workdir, read_records
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -34,7 +39,9 @@ LOST = 75
 
 
 def start(workdir, processes, devices, *arguments):
-    """The program in `processes` processes of `devices` devices each, in one folder."""
+    """The program in `processes` processes of `devices` devices each, in one folder, or in a list
+    of one for each process."""
+    folders = workdir if isinstance(workdir, list) else [workdir] * processes
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['TEST_XLA_FLAGS']} {flags}",
@@ -42,7 +49,7 @@ def start(workdir, processes, devices, *arguments):
         "PYTHONWARNINGS": "ignore",
     }
     program = [sys.executable, "-m", "dnrt_jax.main", "--config=configs/digits.py"]
-    program += [f"--workdir={workdir}", *SMALL, *arguments]
+    program += [*SMALL, *arguments]
     if processes > 1:
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -51,14 +58,14 @@ def start(workdir, processes, devices, *arguments):
     places = [[f"--process={i}"] for i in range(processes)] if processes > 1 else [[]]
     return [
         subprocess.Popen(
-            program + place,
+            [*program, f"--workdir={folder}", *place],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for place in places
+        for folder, place in zip(folders, places, strict=True)
     ]
 
 
@@ -180,6 +187,69 @@ def test_in_a_bucket_two_processes_save_and_one_goes_on(alone, store, fsdp):
     assert [status for status, _ in finish(running)] == [128 + signal.SIGTERM] * 2
     run(workdir, 1, 1)
     same(workdir, alone)
+
+
+SEEN = "the processes see different checkpoints: --workdir must be a folder that all share"
+
+
+@pytest.mark.slow
+def test_processes_with_folders_of_their_own_do_not_go_on(tmp_path):
+    run(tmp_path / "run", 1, 1)
+    (tmp_path / "run" / "summary.json").unlink()
+    answers = finish(start([tmp_path / "run", tmp_path / "other"], 2, 1))
+    for (status, errors), name in zip(answers, ("run", "other"), strict=True):
+        assert status == 1, errors
+        assert f"error: {tmp_path / name}: {SEEN}" in errors
+
+
+@pytest.mark.parametrize(("elsewhere", "refused"), [(0, False), (10, True)])
+def test_no_process_starts_from_another_step_than_the_others(
+    tmp_path, monkeypatch, elsewhere, refused
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gathered = lambda value: np.stack([value, np.asarray(elsewhere)])
+    monkeypatch.setattr(multihost.multihost_utils, "process_allgather", gathered)
+    experiment = SimpleNamespace(total_steps=20, shapes=None)
+    with Workdir(tmp_path / "run") as workdir:
+        start = lambda: run_module._start(experiment, workdir, fresh="fresh")
+        if refused:
+            with pytest.raises(WorkdirError, match=SEEN):
+                start()
+        else:
+            assert start()[:2] == ("fresh", 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, True),
+    ],
+    ids=str,
+)
+def test_several_hosts_that_the_environment_names_are_joined(monkeypatch, environment, joins):
+    for name in ("TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
+    monkeypatch.setattr(multihost, "_watch", lambda seconds: None)
+    monkeypatch.setattr(multihost, "_watches", [])
+    multihost.initialize(None, None, None, 10)
+    assert joined == ([(None, None, None)] if joins else [])
+
+
+def test_who_never_watched_the_others_leaves_in_peace(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(multihost, "_leaving", threading.Event())
+    with pytest.raises(SystemExit) as ended:
+        multihost.leave(0)
+    assert ended.value.code == 0
 
 
 def test_half_an_address_is_answered(tmp_path):

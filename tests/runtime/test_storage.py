@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -113,9 +114,30 @@ def test_a_download_that_stays_damaged_is_refused(store, kind):
         storage.read(path)
 
 
-def test_a_bucket_that_does_not_exist_is_named(store):
+@pytest.mark.parametrize(
+    "use", [storage.is_dir, lambda path: storage.write(path, b"x")], ids=["list", "write"]
+)
+def test_a_bucket_that_does_not_exist_is_named(store, use):
     with pytest.raises(StorageError, match=r"gs://nowhere: no such bucket; make it: gcloud"):
-        storage.is_dir(storage.path("gs://nowhere/run"))
+        use(storage.path("gs://nowhere/run"))
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_an_upload_that_stalls_is_repeated(store, monkeypatch):
+    monkeypatch.setattr(bucket, "WRITE_SECONDS", 2)
+    monkeypatch.setattr(bucket, "SPEED", 1e9)
+    path, content = storage.path(f"gs://{BUCKET}/stalled"), bytes(2**25)  # more than sockets take
+    store.faults.append(Fault("stall upload", "POST /upload", 1, 60))
+    start = time.monotonic()
+    storage.write(path, content)
+    assert time.monotonic() - start < 30
+    assert storage.read(path) == content
+
+
+def test_an_upload_that_always_stalls_is_refused(store):
+    store.faults.append(Fault("stall upload", "POST /upload", 3, 60))
+    with pytest.raises(StorageError, match=r"gs://bucket/stalled: does not arrive in 0 s, 3 times"):
+        bucket.write(BUCKET, "stalled", b"some bytes", seconds=0.2)
 
 
 def test_a_listing_has_all_pages(store, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints are written in the background, and what fails there is not lost."""
 
 import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +70,17 @@ def test_a_wait_ends_at_its_bound_and_names_the_folder(tmp_path, gate):
     save(writer, {"w": jnp.ones(2)}, 1)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: .* 0\.01 s; the one before"):
         writer.wait(0.01)
+
+
+def test_who_waited_to_the_bound_does_not_wait_again_on_closing(tmp_path, gate):
+    writer = Writer(tmp_path, before=lambda: None)
+    save(writer, {"w": jnp.ones(2)}, 1)
+    start = time.monotonic()
+    for seconds in (0.01, 5):
+        with pytest.raises(CheckpointError, match="the one before it is intact"):
+            writer.wait(seconds)
+    assert time.monotonic() - start < 5
+    gate.set()
+    save(writer, {"w": jnp.ones(2)}, 2)
+    writer.wait(10)
+    assert checkpoint.steps(tmp_path) == [1, 2]
