@@ -35,7 +35,7 @@ class SetFolder:
     """
 
     def __init__(self, path: AnyPath, settings: Settings, *, is_main: bool = True):
-        self._settings = settings
+        self._settings, self._is_main = settings, is_main
         self._setting = {name: setting for setting, names in settings.items() for name in names}
         self._stopped: set[str] = set()
         # Records of the members of a setting, by step and name, that others have not come to.
@@ -131,7 +131,7 @@ class SetFolder:
         """Writes summary.json: for each setting its members and, of the last evaluation and the
         best one, n, mean, deviation and 95% interval of every number over the members that are at
         their end, which all are but the `unfinished`."""
-        if self._own is None:
+        if self._own is None or not self._is_main:
             return
         settings = []
         for setting, names in self._settings.items():

@@ -37,6 +37,12 @@ def test_a_summary_of_an_earlier_end_does_not_count(tmp_path):
     assert (about["last"]["step"]["n"], about["last"]["step"]["mean"]) == (2, 60)
 
 
+def test_the_first_process_alone_summarizes(tmp_path):
+    with SetFolder(tmp_path, SEEDS, is_main=False) as folder:
+        folder.summarize()  # though it may not see the summaries of the members yet
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_the_means_do_not_depend_on_who_comes_first(tmp_path):
     found = set()
     each = zip(SEEDS[""], ACCURACIES, strict=True)
