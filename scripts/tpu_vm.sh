@@ -216,6 +216,8 @@ watch() {
     create && setup && run "$@" && status && logs && delete
     return
   fi
+  # Later looks that fail are repeated; of the first one, as without credentials, the user hears.
+  [ "$(state)" != UNKNOWN ] || fail "gcloud cannot say whether $NAME exists; nothing was changed"
   local became=again used=0 failures=0 since
   while [ "$became" = again ]; do
     if ! obtain; then

@@ -159,8 +159,8 @@ END = ["scp", "scp", "delete"]
 
 
 def test_watching_goes_on_with_a_new_machine_after_a_preemption_until_the_end(cloud, tmp_path):
-    states = [MISSING, "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
-    states += ["PROVISIONING", "ACTIVE", "ACTIVE"]
+    states = [MISSING, MISSING, "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING"]
+    states += ["SUSPENDED", "PROVISIONING", "ACTIVE", "ACTIVE"]
     arguments = ("watch", "pod", "configs/digits.py", "--x=1")
     status, said, calls = cloud(
         *arguments,
@@ -204,13 +204,21 @@ def test_what_became_of_a_run_is_told_by_all_workers(cloud, says, status, verdic
 
 
 def test_a_look_that_fails_leaves_a_healthy_run_alone(cloud):
-    states = ["error UNAVAILABLE: try again", "ACTIVE", "error UNAVAILABLE: try again", "ACTIVE"]
+    fault = "error UNAVAILABLE: try again"
+    states = ["ACTIVE", fault, "ACTIVE", fault, "ACTIVE"]
     says = [IDLE, "running running", "running running", "0 0"]
     arguments = ("watch", "pod", "configs/digits.py", "gs://b/r")
     status, said, calls = cloud(*arguments, states=states, says=says)
     assert status == 0, said
     assert "UNAVAILABLE: try again" in said
     assert verbs(calls) == [*BEGIN, "ssh", "ssh", "ssh", *END]
+
+
+def test_watching_ends_at_once_if_gcloud_cannot_look(cloud):
+    fault = "error UNAUTHENTICATED: no credentials"
+    status, said, calls = cloud("watch", "t", "configs/digits.py", states=[fault], BUCKET="mine")
+    assert (status, verbs(calls)) == (1, [])
+    assert "gcloud cannot say whether t exists; nothing was changed" in said
 
 
 def test_watching_takes_up_a_run_that_is_going_on(cloud):
