@@ -1,8 +1,9 @@
-"""A training state with its parameters, and all that mirrors them, as one vector each.
+"""A training state with its small parameters, and all that mirrors them, as one vector each.
 
 On TPU and GPU the optimiser then takes a few kernels a step, instead of some for each parameter.
 An elementwise optimiser and clipping by the global norm do to a vector what they do to a tree; see
-`optim.is_elementwise`.
+`optim.is_elementwise`. Large parameters stay as they are: to copy them into a vector and out of it
+takes longer than a kernel of their own. So do those of another dtype than the first.
 """
 
 from typing import Any
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax.training.state import TrainState
+
+LARGE = 2**18  # elements
+Packed = tuple[Array, list[Array]]  # the vector, and what stays as it is
 
 
 class Packing:
@@ -25,13 +29,17 @@ class Packing:
     def __init__(self, shapes: TrainState, vectors_apart: bool = False):
         self._shapes, self._structure = shapes, jax.tree.structure(shapes.params)
         leaves = list(enumerate(jax.tree.leaves(shapes.params)))
-        small = [(i, x.size) for i, x in leaves if vectors_apart and x.ndim <= 1]
-        large = [(i, x.size) for i, x in leaves if (i, x.size) not in small]
-        self._order = [i for i, _ in [*small, *large]]
-        self._sizes = [[size for _, size in part] for part in (small, large)]
+        dtype = leaves[0][1].dtype
+        small = [(i, x) for i, x in leaves if x.size < LARGE and x.dtype == dtype]
+        is_first = lambda x: vectors_apart and x.ndim <= 1
+        first = [(i, x.size) for i, x in small if is_first(x)]
+        rest = [(i, x.size) for i, x in small if not is_first(x)]
+        self._order = [i for i, _ in [*first, *rest]]
+        self._sizes = [[size for _, size in part] for part in (first, rest)]
+        self._alone = [i for i, _ in leaves if i not in self._order]
 
     def pack(self, state: TrainState) -> TrainState:
-        """The state with vectors f32[P] for its parameters and all that mirrors them."""
+        """The state with its parameters and all that mirrors them packed."""
         ravel = lambda tree: self._ravel(tree) if self._mirrors(tree) else tree
         return jax.tree.map(ravel, state, is_leaf=self._mirrors)
 
@@ -39,19 +47,21 @@ class Packing:
         unravel = lambda like, x: self.unravel(x) if self._mirrors(like) else x
         return jax.tree.map(unravel, self._shapes, packed, is_leaf=self._mirrors)
 
-    def unravel(self, vector: Array) -> Any:
-        """The tree of parameters in f32[P]."""
-        small, large = jax.lax.split(vector, list(map(sum, self._sizes)))
+    def unravel(self, packed: Packed) -> Any:
+        """The tree of parameters."""
+        vector, alone = packed
+        first, rest = jax.lax.split(vector, list(map(sum, self._sizes)))
         parts: list[Array] = []
-        for x, sizes in zip((jax.lax.optimization_barrier(small), large), self._sizes, strict=True):
+        for x, sizes in zip((jax.lax.optimization_barrier(first), rest), self._sizes, strict=True):
             parts += jax.lax.split(x, sizes) if sizes else []
-        of_leaf = dict(zip(self._order, parts, strict=True))
+        of_leaf = dict(zip([*self._order, *self._alone], [*parts, *alone], strict=True))
         leaves = enumerate(jax.tree.leaves(self._shapes.params))
         return self._structure.unflatten([of_leaf[i].reshape(x.shape) for i, x in leaves])
 
-    def _ravel(self, tree: Any) -> Array:
+    def _ravel(self, tree: Any) -> Packed:
         leaves = jax.tree.leaves(tree)
-        return jnp.concatenate([leaves[i].ravel() for i in self._order])
+        parts = [leaves[i].ravel() for i in self._order] or [jnp.zeros(0)]
+        return jnp.concatenate(parts), [leaves[i] for i in self._alone]
 
     def _mirrors(self, tree: Any) -> bool:
         return jax.tree.structure(tree) == self._structure

@@ -10,7 +10,7 @@ import pytest
 from dnrt_jax import models
 from dnrt_jax.config import default
 from dnrt_jax.runtime.sharding import make_mesh, split
-from dnrt_jax.training import optim
+from dnrt_jax.training import optim, packed
 from dnrt_jax.training.dispatch import train_steps
 from dnrt_jax.training.packed import Packing
 from dnrt_jax.training.state import create_state
@@ -34,17 +34,42 @@ def build(optimizer, dtype):
     return step, jax.tree.map(wide, state)
 
 
+def check_round_trip(packing, state):
+    same = packing.unpack(packing.pack(state))
+    assert jax.tree.map(lambda x: x.dtype, same) == jax.tree.map(lambda x: x.dtype, state)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
 @pytest.mark.parametrize("vectors_apart", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
 def test_what_is_packed_is_unpacked_as_it_was(optimizer, vectors_apart):
     _, state = build(optimizer, "float32")
     packing = Packing(jax.eval_shape(lambda: state), vectors_apart)
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    packed = packing.pack(state)
-    assert packed.params.shape == (count,)
-    assert {x.shape for x in jax.tree.leaves(packed.opt_state)} <= {(), (count,)}
-    assert jax.tree.structure(packing.unpack(packed)) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed), state)
+    small = packing.pack(state)
+    assert [x.shape for x in jax.tree.leaves(small.params)] == [(count,)]
+    assert {x.shape for x in jax.tree.leaves(small.opt_state)} <= {(), (count,)}
+    check_round_trip(packing, state)
+
+
+@pytest.mark.parametrize("vectors_apart", [False, True])
+@pytest.mark.parametrize("large", [0, 100])
+def test_large_parameters_stay_as_they_are(monkeypatch, large, vectors_apart):
+    monkeypatch.setattr(packed, "LARGE", large)
+    _, state = build("adamw", "float32")
+    shapes = [x.shape for x in jax.tree.leaves(state.params) if x.size >= large]
+    packing = Packing(jax.eval_shape(lambda: state), vectors_apart)
+    vector, alone = packing.pack(state).params
+    assert [x.shape for x in alone] == shapes
+    assert vector.size == sum(x.size for x in jax.tree.leaves(state.params) if x.size < large)
+    check_round_trip(packing, state)
+
+
+def test_parameters_of_several_dtypes_keep_them():
+    _, state = build("adamw", "float32")
+    narrow = lambda x: x.astype(jnp.bfloat16) if x.ndim == 2 else x
+    state = jax.tree.map(narrow, state)
+    check_round_trip(Packing(jax.eval_shape(lambda: state)), state)
 
 
 slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
@@ -60,7 +85,8 @@ slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
         slow("rmsprop", "float64", 1e-12),
     ],
 )
-def test_steps_on_a_packed_state_are_those_on_the_tree(optimizer, dtype, within):
+def test_steps_on_a_packed_state_are_those_on_the_tree(monkeypatch, optimizer, dtype, within):
+    monkeypatch.setattr(packed, "LARGE", 100)  # so that some stay as they are
     with jax.enable_x64(dtype == "float64"):
         step, state = build(optimizer, dtype)
         rng = np.random.default_rng(0)
@@ -75,8 +101,8 @@ def test_steps_on_a_packed_state_are_those_on_the_tree(optimizer, dtype, within)
         flat = {"inputs": inputs.reshape(SAMPLES, -1), "label": label}
         packing = Packing(jax.eval_shape(lambda: state))
         step = of_one(dataclasses.replace(step, unravel=packing.unravel))
-        packed = train_steps(step, one_device, SHAPE, packing)
-        ours = jax.jit(packed, compiler_options=QUICK)({}, state, flat, *order, STEPS)
+        ours = jax.jit(train_steps(step, one_device, SHAPE, packing), compiler_options=QUICK)
+        ours = ours({}, state, flat, *order, STEPS)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=within, atol=within)
     jax.tree.map(close, ours, (wanted, values))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.params, state.params)
