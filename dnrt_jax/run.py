@@ -113,13 +113,14 @@ class Run:
     def is_active(self) -> bool:
         return not self.is_finished and self.failure is None
 
-    def take(self, values: Later, count: int, start: float) -> None:
+    def take(self, values: Later, count: int, start: float, *, wait: bool) -> None:
         """Takes the values of `count` steps, dispatched at the time `start`. They are waited for
-        where something is due, so that the devices need not wait in between."""
+        where something is due, so that the devices need not wait in between; of the first dispatch
+        so that its time, which is not counted, is all of it; or if `wait` says so."""
         self._steps.append((values, self.step))
         self.step += count
         self.workdir.check()
-        if any(self.calendar.due(self.step)):
+        if wait or not self._speed.is_warm or any(self.calendar.due(self.step)):
             self._look()
         self._speed.add(count * self.experiment.task.batch_size, time.monotonic() - start)
 

@@ -68,18 +68,20 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
     macs = first.task.multiply_accumulates(first.model)
     progress.say(f"{macs / 1e6:.4g} million multiply-accumulates a sample, forward" if macs else "")
     progress.say("compiling the training step")
-    stopping = False
+    stopping, stops = False, multihost.Agreement()
     while any(run.is_active for run in runs) and not stopping:
         for group in groups:
             before = sum(run.step for run in group.runs)
-            for run, record in group.advance(progress):
+            # Where groups take turns, the time of each is known only if none waits for another.
+            for run, record in group.advance(progress, wait=len(groups) > 1):
                 for line in folder.add(run.name, record):
                     progress.show(line)
             ended = (run.name for run in group.runs if not run.is_active)
             for line in (line for name in ended for line in folder.stop(name)):
                 progress.show(line)
-            profile.after(sum(run.step for run in group.runs) - before)
-            if stopping := multihost.any_process(bool(stop.signal)):
+            steps = sum(run.step for run in group.runs) - before
+            profile.after(steps, partial(group.trainer.state, 0))
+            if stopping := stops.any(bool(stop.signal)):
                 break
     profile.close()
     for group in groups if stopping else ():
@@ -107,8 +109,10 @@ class Group:
         # Where each is in its batches; of those that have ended, too, so that a stream goes on.
         self._at = [run.step for run in runs]
 
-    def advance(self, progress: Progress) -> Iterator[tuple[Run, dict[str, Any]]]:
+    def advance(self, progress: Progress, *, wait: bool) -> Iterator[tuple[Run, dict[str, Any]]]:
         """Takes steps in each active run, to where something is due in one, and does that.
+
+        wait: for the steps, even if nothing is due.
 
         Yields the records.
         """
@@ -124,7 +128,7 @@ class Group:
         for i, run in enumerate(self.runs):
             if run.is_active:
                 with self._stopping_alone(run):
-                    run.take(values[i], count, start)
+                    run.take(values[i], count, start, wait=wait)
                     taken.append((i, run))
         for i, run in taken:
             with self._stopping_alone(run):

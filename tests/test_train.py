@@ -1,11 +1,17 @@
-"""What is due at a step, the window of means, and the signals."""
+"""What is due at a step, the window of means, the speed, profiles, and the signals."""
 
 import signal
+import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
+import pytest
 
-from dnrt_jax.run import Calendar, Window
-from dnrt_jax.train import Stop
+from dnrt_jax.run import Calendar, Run, Window
+from dnrt_jax.runtime.profiling import Profile
+from dnrt_jax.runtime.progress import Speed
+from dnrt_jax.train import Group, Stop
 
 CALENDAR = Calendar(log=7, evaluate=10, save=5, epoch=12, total=44)
 
@@ -33,6 +39,68 @@ def test_a_window_shows_means_of_finite_steps_and_begins_anew():
     assert window.skipped == 1
     assert window.take_means() == {"train/loss": 2.0}
     assert window.take_means() == {}
+
+
+SAMPLES, SECONDS = 100, 1e-3  # of a step
+
+
+class Device:
+    """A trainer on a device that runs in order what is dispatched to it: 100,000 samples/s."""
+
+    free = 0.0
+
+    def run(self, starts, count):
+        ready = Device.free = max(time.monotonic(), Device.free) + count * SECONDS
+
+        def later():
+            time.sleep(max(ready - time.monotonic(), 0))
+            return {"loss": np.ones(count)}
+
+        return [later]
+
+    def state(self, member):
+        return None
+
+
+def training(monkeypatch, name):
+    """A group of one run, which logs each 40 steps of dispatches of 16."""
+    monkeypatch.setattr(Run, "__init__", lambda self: None)
+    run, logged = Run(), {"on_nonfinite": "stop", "max_skipped": 9, "dispatch_steps": 16}
+    config = SimpleNamespace(train=SimpleNamespace(**logged))
+    task = SimpleNamespace(batch_size=SAMPLES)
+    run.experiment = SimpleNamespace(config=config, task=task, rate=lambda step: 0.0)
+    run.calendar = Calendar(log=40, evaluate=10**6, save=10**6, epoch=10**6, total=10**6)
+    run.name, run.step, run.window, run.failure = name, 0, Window({}, 0), None
+    run._steps, run._speed, run._macs, run._is_patient = [], Speed(), None, True
+    run._best_step, run._saved = None, 0
+    nothing = lambda *_: None
+    run.workdir = SimpleNamespace(check=nothing, write_config=nothing, record=nothing)
+    return Group([run], Device())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_speed_is_that_of_the_device_also_if_groups_take_turns(monkeypatch, count):
+    groups = [training(monkeypatch, str(i)) for i in range(count)]
+    progress = SimpleNamespace(update=lambda count: None)
+    speeds = [
+        record["train/images_per_sec"]
+        for _ in range(9)
+        for group in groups
+        for _, record in group.advance(progress, wait=count > 1)
+    ]
+    assert len(speeds) == 3 * count
+    # A busy machine may wait longer than it should.
+    assert all(0.5 < speed * SECONDS / SAMPLES < 1.05 for speed in speeds), speeds
+
+
+def test_a_profile_begins_and_ends_where_the_device_has_done_its_steps(monkeypatch, tmp_path):
+    calls = []
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *_, name=name: calls.append(name))
+    profile = Profile(tmp_path, 20)
+    for i in range(4):
+        profile.after(10, lambda i=i: calls.append(f"waits for {i}"))
+    assert calls == ["waits for 0", "start_trace", "waits for 2", "stop_trace"]
 
 
 def test_a_first_signal_asks_and_the_handlers_of_before_come_back():

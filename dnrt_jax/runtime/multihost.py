@@ -9,11 +9,13 @@ import time
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # the client is not public; Orbax accesses it in the same way
 from jax.experimental import multihost_utils
 
 from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.sharding import make_mesh, platform, replicated, split
 
 LOST = 75  # exit status EX_TEMPFAIL: the same command resumes the run
 
@@ -105,11 +107,25 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all processes must call it together."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+class Agreement:
+    """Whether a flag is set in any process, told one call later: so nobody waits for the steps that
+    the devices run in between."""
+
+    def __init__(self):
+        self._asked: Any = None
+        self._mesh = make_mesh()
+        self._sum = jax.jit(jnp.sum, out_shardings=replicated(self._mesh))
+
+    def any(self, flag: bool) -> bool:
+        """All processes must call it together, as often. A single process is told at once."""
+        if jax.process_count() == 1:
+            return flag
+        here = np.full(jax.local_device_count(), flag, np.int32)
+        flags = jax.make_array_from_process_local_data(split(self._mesh), here)
+        before, self._asked = self._asked, self._sum(flags)
+        if platform(self._mesh) == "cpu":  # where several programs with collectives may deadlock
+            jax.block_until_ready(self._asked)
+        return before is not None and bool(before.addressable_data(0))
 
 
 def same_in_all(value: int) -> bool:

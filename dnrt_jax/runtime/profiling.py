@@ -1,7 +1,9 @@
 """A profile of some training steps, for TensorBoard (tensorboard-plugin-profile) or XProf."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,14 +14,16 @@ class Profile:
     def __init__(self, folder: Path, steps: int):
         self._folder, self._left, self._is_on = folder, steps, False
 
-    def after(self, count: int) -> None:
-        """To be called after each dispatch, with its number of steps."""
+    def after(self, count: int, state: Callable[[], Any]) -> None:
+        """To be called after each dispatch, with its number of steps and the state it gives."""
         if not self._is_on and self._left > 0:
+            jax.block_until_ready(state())  # so that the trace begins with the next dispatch
             jax.profiler.start_trace(self._folder)
             self._is_on = True
         elif self._is_on:
             self._left -= count
             if self._left <= 0:
+                jax.block_until_ready(state())
                 self.close()
 
     def close(self) -> None:

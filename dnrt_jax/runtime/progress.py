@@ -13,13 +13,13 @@ class Speed:
     """Samples per second of training. The first call of `add`, which compiles, does not count."""
 
     def __init__(self):
-        self._samples, self._seconds, self._warm = 0, 0.0, False
+        self._samples, self._seconds, self.is_warm = 0, 0.0, False
 
     def add(self, samples: int, seconds: float) -> None:
-        if self._warm:
+        if self.is_warm:
             self._samples += samples
             self._seconds += seconds
-        self._warm = True
+        self.is_warm = True
 
     def per_second(self) -> float | None:
         """Since the last call; None if only the first dispatch ran."""

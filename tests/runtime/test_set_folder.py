@@ -126,12 +126,13 @@ def test_a_signal_counts_though_a_member_has_diverged(tmp_path, monkeypatch, sto
     other = run("seed1", is_active=True)
     with SetFolder(tmp_path, {"": ["seed0", "seed1"]}) as folder, train_loop.Stop() as stop:
 
-        def advance(progress):
+        def advance(progress, wait):
             stop.signal = signal.SIGTERM if stopped else 0
             other.is_active = stopped
             return iter(())
 
         group = SimpleNamespace(runs=[lost, other], advance=advance, save=lambda: None)
+        group.trainer = SimpleNamespace(state=lambda member: None)
         monkeypatch.setattr(train_loop, "groups_of", lambda runs: [group])
         fit = lambda: train_loop.fit([lost, other], stop, folder, Profile(tmp_path, 0))
         if stopped:
