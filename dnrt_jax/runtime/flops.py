@@ -65,6 +65,8 @@ def of_example(model: nn.Module, example: Any) -> MultiplyAccumulates:
 
     A training step takes about three times as many, for the gradients of weights and activations.
     """
+    # The attention of a GPU is a kernel of cuDNN, of which the products do not show.
+    model = model.clone(formulation="cpu") if hasattr(model, "formulation") else model
     variables = jax.eval_shape(model.init, jax.random.key(0), example)
     return multiply_accumulates(lambda v, x: model.apply(v, x, train=False), variables, example)
 

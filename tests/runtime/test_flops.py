@@ -1,10 +1,13 @@
 """Multiply-accumulates are counted as one does by hand."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from dnrt_jax import models
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime.flops import (
     PEAK_FLOPS,
     MultiplyAccumulates,
@@ -45,6 +48,13 @@ def test_a_convolution_by_groups(groups, expected):
 def test_resnet18_as_published():
     model = models.create("resnet18", num_classes=1000, act="relu")
     assert of_image_model(model).total == 1_814_073_344  # torchvision's page: 1.81 G
+
+
+def test_attention_counts_however_it_is_written():
+    model = models.create("vit_tiny_patch4_32", num_classes=10, depth=1, dtype="bfloat16")
+    counted = [of_image_model(model.clone(formulation=name)) for name in get_args(Formulation)]
+    assert len(set(counted)) == 1
+    assert counted[0].products == 2 * 65 * 65 * 192
 
 
 def test_utilization_counts_three_passes_over_all_devices(monkeypatch):
