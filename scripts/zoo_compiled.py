@@ -12,8 +12,9 @@ for the GPU take an hour, those for the TPU a day. Needs the extras aot-tpu and 
 import argparse
 import itertools
 import json
+import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from dnrt_jax.benchmark import compile as benchmark
 from dnrt_jax.runtime.errors import UserError
 from scripts.study_plan import read
 
-COMPILERS = {"gpu:h100": "jax-cuda12-pjrt", "tpu:v5e:1x1": "libtpu"}  # by target
+# By target.
+COMPILERS = {"gpu:h100": ("jax-cuda12-pjrt", "jax-cuda13-pjrt"), "tpu:v5e:1x1": ("libtpu",)}
 DTYPES, WHATS = ("bfloat16", "float32"), ("train", "infer")
 SIZES = {32: (256, 10), 224: (64, 1000)}  # image size: batch size, classes
 KEY = ("dtype", "target", "what", "model")
@@ -33,16 +35,28 @@ def measure(dtype: str, target: str, what: str, model: str) -> Row:
     """What the compiled program says, by case of `benchmark compile`.
 
     Raises:
-      UserError: if it does not compile.
+      UserError, RuntimeError: if it does not compile.
     """
     parser = argparse.ArgumentParser()
     benchmark.add_arguments(parser)
     args = parser.parse_args([f"--target={target}", f"--what={what}", f"--dtype={dtype}"])
     args.model, (args.batch_size, args.num_classes) = model, SIZES[_image_size(model)]
     values = {row.case.removeprefix(f"{what}: "): row.ours for row in benchmark.run(args)}
-    compilers = {name: version(name) for name in ("jax", COMPILERS[target])}
-    settings = {"batch_size": args.batch_size, "compilers": compilers}
+    compilers = {name: _version(name) for name in ("jax", *COMPILERS[target]) if _version(name)}
+    settings = {"batch_size": args.batch_size, "compilers": compilers, "commit": _commit()}
     return dict(zip(KEY, (dtype, target, what, model), strict=True)) | settings | {"values": values}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _image_size(model: str) -> int:
@@ -92,7 +106,7 @@ def main() -> int:
             continue
         try:
             row = measure(*key)
-        except UserError as error:
+        except (UserError, RuntimeError) as error:
             failed += 1
             print(*key, f"does not compile: {error}", flush=True)
             continue

@@ -154,6 +154,12 @@ def test_infer_measures_both_activations():
     assert training.predictor(config, 3)().shape == (8, 3)
 
 
+def test_a_batch_lies_on_all_devices_in_parts_or_where_they_do_not_divide_it_whole():
+    parts = lambda size: training.placed(np.zeros((size, 2))).addressable_shards
+    assert [part.data.shape for part in parts(16)] == [(2, 2)] * 8
+    assert [part.data.shape for part in parts(3)] == [(3, 2)] * 8
+
+
 @pytest.mark.parametrize(
     ("model", "act", "gmacs"),
     [(model, act, row[act][0]) for model, row in table4.PAPER.items() for act in row],
@@ -288,11 +294,12 @@ def test_a_step_for_many_chips_is_planned(capsys, monkeypatch):
 
     monkeypatch.setattr(targets, "check", lambda target: None)
     monkeypatch.setattr(scaling.compiled, "run", compiled)
-    options = ["--targets", "tpu:v5e:8x8", "tpu:v5e:16x16", "--rules", "centroid"]
-    rows = run(capsys, "scaling", *options)
+    slices = {"8x8": 8192, "16x16": 16384, "12x16": 16320}  # the sequential rule takes 16,384
+    options = [*(f"tpu:v5e:{slice}" for slice in slices), "--rules", "centroid"]
+    rows = run(capsys, "scaling", "--targets", *options)
     assert programs == [
         (f"tpu:v5e:{slice}", "centroid", fsdp, batch)
-        for slice, batch in (("8x8", 8192), ("16x16", 16384))  # the sequential rule takes no more
+        for slice, batch in slices.items()
         for fsdp in (False, True)
     ]
     values = {
@@ -367,11 +374,21 @@ def test_a_mistake_is_answered_in_one_line(capsys, argv, words):
     assert words in said[0]
 
 
-def test_the_peer_says_what_it_needs(capsys, monkeypatch):
-    monkeypatch.setattr(peer, "find_spec", lambda name: name != "torch")
+@pytest.mark.parametrize(
+    ("has_torch", "devices", "backend", "words"),
+    [
+        (False, 1, "gpu", "pip install torch"),
+        (True, 8, "gpu", "on one CPU or GPU"),
+        (True, 1, "tpu", "on one CPU or GPU"),
+    ],
+)
+def test_the_peer_says_what_it_needs(capsys, monkeypatch, has_torch, devices, backend, words):
+    monkeypatch.setattr(peer, "find_spec", lambda name: has_torch or name != "torch")
+    monkeypatch.setattr(peer.jax, "device_count", lambda: devices)
+    monkeypatch.setattr(peer.jax, "default_backend", lambda: backend)
     with pytest.raises(SystemExit):
         program.main(["peer"])
-    assert "pip install torch" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_help_imports_no_model():

@@ -5,6 +5,7 @@ the reason.
 """
 
 import argparse
+import subprocess
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -98,6 +99,7 @@ def test_a_gpus_kernels_and_bytes_are_what_they_were():
         ("tpu:v5e", "known are tpu:v4"),
         ("tpu:v9:2x2", "known are tpu:v4"),
         ("tpu:v5e:2xx2", "known are tpu:v4"),
+        ("tpu:v5e:0x2", "known are tpu:v4"),
         ("gpu:b200", "gpu:a100, gpu:h100, gpu:h200"),
         ("h100", "known are"),
     ],
@@ -119,11 +121,21 @@ def test_a_missing_compiler_is_named(capsys, monkeypatch, target, extra):
     ("options", "words"),
     [
         (["--target=tpu:v5e:2x2", "--batch_size=9"], "batch_size=9 does not divide over 4 devices"),
+        (["--target=tpu:v5e:2x2", "--model=gcn"], "--model=gcn: takes no images"),
+        (["--target=tpu:v5e:2x2", "--what=infer", "--members=2"], "only trained together"),
         pytest.param(["--target=tpu:v5e:3x3"], "not divisible", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_answered_from_where_it_compiles(capsys, options, words):
     assert words in refused(capsys, *options)
+
+
+def test_what_ends_a_compilation_is_shown_whole(capsys, monkeypatch):
+    failed = subprocess.CompletedProcess([], -8, "", "a fault\nin two lines\n")
+    monkeypatch.setattr(compiled.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="ended with -8"):
+        compiled.compiled({"dump": None})
+    assert "a fault\nin two lines\n" in capsys.readouterr().err
 
 
 def refused(capsys, *options):

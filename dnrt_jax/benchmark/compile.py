@@ -7,8 +7,8 @@ outside of it is paid once a dispatch.
 
 TPU: the compiler's estimated cycles, and the time they take where the clock is published. Gathers
 and scatters, collectives and copies in flight have no estimate and are counted beside it. GPU:
-kernels, and bytes with every operand and result of a kernel counted whole. No run, no autotuning,
-no overlap: these compare programs, not machines.
+kernels, and bytes of their operands and results: whole, but for operands of which only slices or
+gathered rows are read. No run, no autotuning, no overlap: these compare programs, not machines.
 """
 
 import argparse
@@ -72,6 +72,8 @@ def device(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> Iterator[Result]:
     """Rows of one compiled program."""
     targets.check(args.target)
+    if args.members > 1 and args.what != "train":
+        raise ConfigError(f"--members={args.members}: runs are only trained together")
     facts, text = compiled(vars(args))
     row = lambda what, value, unit: Result(
         f"{args.what}: {what}", value, None, None, (value, value), unit, 1
@@ -113,7 +115,7 @@ def _tpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[st
     for kind, count in sorted(unknown.items()):
         yield f"without an estimate: {kind}", count, "a step"
     generation = args.target.split(":")[1]
-    share = targets.chips(args.target) // math.gcd(targets.chips(args.target), args.members)
+    share = facts["devices"] // math.gcd(facts["devices"], args.members)
     moved = sum(
         hlo.on_the_ring(kind, size, share)
         for kind, (_, size) in hlo.collectives(program, body).items()
@@ -175,7 +177,8 @@ def compiled(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """(facts, text) of the program, compiled in a process with the environment it needs.
 
     Raises:
-      ConfigError: with what that process said last.
+      ConfigError: with the mistake of the user that it found.
+      RuntimeError: if it failed otherwise, after all that it said.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(settings["dump"] or folder).expanduser() / "step.txt"
@@ -187,8 +190,11 @@ def compiled(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
             text=True,
         )
         if done.returncode:
-            said = (done.stderr.strip() or "failed").splitlines()[-1]
-            raise ConfigError(said.removeprefix("error: "))
+            *_, last = ["", *done.stderr.strip().splitlines()]
+            if not last.startswith("error: "):
+                print(done.stderr, file=sys.stderr)
+                raise RuntimeError(f"the compiling process ended with {done.returncode}")
+            raise ConfigError(last.removeprefix("error: "))
         return json.loads(done.stdout.splitlines()[-1]), path.read_text()
 
 
@@ -209,6 +215,7 @@ def _compile(path: str, settings: dict[str, Any]) -> None:
     alive = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     facts = {
         "kind": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
         "processes": len({device.process_index for device in mesh.devices.flat}),
         "seconds": seconds,
         "program": memory.generated_code_size_in_bytes,

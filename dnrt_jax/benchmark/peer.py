@@ -38,16 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--act", choices=("gelu", "raa"), default="raa")
     parser.add_argument("--arr_weight", type=float, default=20.0, help="0 for none")
     parser.add_argument("--compile", action="store_true", help="torch.compile beside eager")
-    parser.add_argument("--steps", type=int, default=training.default_steps(), help="a dispatch")
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
     if not find_spec("torch"):
         raise ConfigError("torch is not installed: pip install torch")
+    if jax.default_backend() == "tpu" or jax.device_count() > 1:
+        raise ConfigError(
+            "compares on one CPU or GPU; CUDA_VISIBLE_DEVICES=0 chooses one of several"
+        )
     config = training.config_of("vit_tiny_patch4_32", args.batch_size, args.dtype)
     config.model.act, config.arr.weight = args.act, args.arr_weight
     config.optim.min_lr = config.optim.lr  # constant
-    return measure(config, args.steps, args.rounds, compiled=args.compile)
+    return measure(config, training.default_steps(), args.rounds, compiled=args.compile)
 
 
 def measure(config: Config, steps: int, rounds: int, *, compiled: bool) -> Iterator[Result]:

@@ -56,7 +56,8 @@ def _rows(args: argparse.Namespace, target: str, rule: str, layout: str) -> Iter
     program = parser.parse_args([f"--target={target}", f"--rule={rule}"])
     for name in ("model", "depth", "num_classes", "dtype"):
         setattr(program, name, getattr(args, name))
-    program.batch_size = min(targets.chips(target) * args.batch_per_chip, AT_MOST)
+    chips = targets.chips(target)
+    program.batch_size = min(chips * args.batch_per_chip, AT_MOST - AT_MOST % chips)
     program.fsdp = layout == "fsdp"
     found = {row.case.removeprefix("train: "): row for row in compiled.run(program)}
     named = lambda what: f"{target}, {rule}, {layout}: {what}"

@@ -16,6 +16,7 @@ KNOWN = (
 TPU_HZ = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": None}
 # Bytes a second between chips, of a chip in all: Google's pages on each TPU.
 TPU_LINK = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
+SHAPE = r"[1-9]\d*(x[1-9]\d*){1,2}"
 # What a process needs in its environment to compile without a device. Several may do so at once.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -84,7 +85,7 @@ def check(target: str) -> None:
     """Raises a ConfigError for an unknown target, or one whose compiler is not installed."""
     kind, _, model = target.partition(":")
     generation, _, shape = model.partition(":")
-    is_tpu = kind == "tpu" and generation in TPU_HZ and re.fullmatch(r"\d+(x\d+){1,2}", shape)
+    is_tpu = kind == "tpu" and generation in TPU_HZ and re.fullmatch(SHAPE, shape)
     if not is_tpu and not (kind == "gpu" and model in CARDS):
         raise ConfigError(f"--target={target}: known are {', '.join(KNOWN)}, and TPUs of any shape")
     if is_tpu and not find_spec("libtpu"):

@@ -13,7 +13,8 @@ from dnrt_jax.config import Config, default, replaced, validate
 from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.experiment import Experiment
 from dnrt_jax.runtime import flops
-from dnrt_jax.runtime.sharding import replicated, split
+from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.sharding import make_mesh, replicated, split
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.tasks.image_classification import ImageClassification
 from dnrt_jax.training import members
@@ -30,9 +31,15 @@ AUGMENTED = {
 
 
 def config_of(model: str, batch_size: int, dtype: str) -> Config:
-    """The default config with RAA and ARR, the model's image size and no augmentation."""
+    """The default config with RAA and ARR, the model's image size and no augmentation.
+
+    Raises:
+      ConfigError: if it is no model of images.
+    """
     config = default()
     config.model.name, config.model.dtype = model, dtype
+    if "image_size" not in models.fields(model):
+        raise ConfigError(f"--model={model}: takes no images")
     built: Any = models.create(model, num_classes=1)
     config.data.image_size = config.data.eval_resize = built.image_size
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
@@ -83,8 +90,14 @@ def predictor(config: Config, num_classes: int) -> Callable[[], np.ndarray]:
     predict = jax.jit(
         lambda variables, x: built.model.apply(variables, built.task.eval_preprocess(x))
     )
-    images = jax.device_put(images_of(config))
+    images = placed(images_of(config))
     return lambda: np.asarray(predict(variables, images))
+
+
+def placed(x: Any) -> jax.Array:
+    """An array of samples on all devices: a part on each, if they divide it."""
+    mesh = make_mesh()
+    return jax.device_put(x, replicated(mesh) if len(x) % mesh.size else split(mesh))
 
 
 def describe(config: Config, num_classes: int) -> Experiment:
