@@ -4,12 +4,13 @@
 #   scripts/accelerator.sh [--dry-run] [--config.FIELD=VALUE ...]     fields of the trainings
 #
 # A call ends after nine minutes and the next one goes on, until it says "finished"; its status is
-# then 0, and 75 before. Each call merges what is there into $RESULTS and writes the page $PAGE
+# then 0, and 75 before. Ctrl-C ends it earlier. What fails is left out from then on; the last call
+# names it and ends with 1. Each call merges what is there into $RESULTS and writes the page $PAGE
 # (results/accelerator.jsonl, docs/accelerator.md). --dry-run prints the commands instead.
 #
 # The trainings take 300 epochs of cifar10-jpeg in $DATA_DIR (see docs/study.md). $RUNS is the folder
 # of the runs, $LIMIT the seconds of a call, $PYTHON the interpreter; $BENCHMARKS, $BATCH_SIZES,
-# $MODEL, $DTYPE, $ROUNDS and $CASES say what is measured.
+# $MODEL, $DTYPE, $ROUNDS and $CASES say what is measured. Other settings need another $RUNS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,16 +19,17 @@ RUNS=${RUNS:-runs/accelerator}
 RESULTS=${RESULTS:-results/accelerator.jsonl}
 PAGE=${PAGE:-docs/accelerator.md}
 LIMIT=${LIMIT:-540}
-BENCHMARKS=${BENCHMARKS:-step infer peer loop}
-BATCH_SIZES=${BATCH_SIZES:-256 1024}
+BENCHMARKS=${BENCHMARKS-step infer peer loop}
+BATCH_SIZES=${BATCH_SIZES-256 1024}
 MODEL=${MODEL:-vit_tiny_patch4_32}
 DTYPE=${DTYPE:-bfloat16}
 ROUNDS=${ROUNDS:-9}
-CASES=${CASES:-gelu gelu+arr raa raa+arr raa+zero}
+CASES=${CASES-gelu gelu+arr raa raa+arr raa+zero}
 SAVING=30 # seconds for a training to save a checkpoint after the signal
+HAS_PEER='import jax; assert jax.default_backend() != "tpu" and jax.device_count() == 1'
 DRY_RUN=
 if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; shift; fi
-FAILED=()
+CHILD=
 
 merge() {
   "$PYTHON" -m scripts.accelerator_page --runs="$RUNS" --results="$RESULTS" --page="$PAGE"
@@ -39,24 +41,43 @@ again() {
   exit 75
 }
 
-# part KIND NAME COMMAND...: runs COMMAND for the time that is left, unless it was finished. What it
-# prints goes to $RUNS/NAME.out, its messages to $RUNS/NAME.log.
+# A training saves a checkpoint when it is told to stop.
+interrupted() {
+  trap '' INT TERM
+  if [ -n "$CHILD" ]; then kill "$CHILD" 2>/dev/null && wait "$CHILD" || true; fi
+  merge
+  echo "interrupted: the next call goes on"
+  exit 130
+}
+trap interrupted INT TERM
+
+# part KIND NAME COMMAND...: runs COMMAND for the time that is left, unless it has ended before. What
+# it prints goes to $RUNS/NAME.out, or NAME.failed, its messages to $RUNS/NAME.log.
 part() {
-  local kind=$1 name=$2 start=$SECONDS left=$((LIMIT - SAVING - SECONDS)) status=0
+  local kind=$1 name=$2 start=$SECONDS left=$((LIMIT - SAVING - SECONDS)) status=0 command
   shift 2
-  if [ -n "$DRY_RUN" ]; then printf '%q ' "$@"; echo; return; fi
-  if [ -e "$RUNS/$name.out" ]; then return; fi
+  command=$(printf '%q ' "$@")
+  if [ -n "$DRY_RUN" ]; then echo "$command"; return; fi
+  if [ -e "$RUNS/$name.command" ] && [ "$command" != "$(cat "$RUNS/$name.command")" ]; then
+    echo "$RUNS has $name by another command; give another folder as RUNS" >&2
+    exit 2
+  fi
+  if [ -e "$RUNS/$name.out" ] || [ -e "$RUNS/$name.failed" ]; then return; fi
   if [ "$left" -lt 1 ]; then again; fi
   echo "$name"
-  timeout --kill-after="$SAVING" "$left" "$@" >"$RUNS/$name.partial" 2>"$RUNS/$name.log" || status=$?
-  case $status in
-    0) mv "$RUNS/$name.partial" "$RUNS/$name.out"; return ;;
-    124 | 137)
-      # A training goes on from its checkpoint; a benchmark begins again, with more time.
-      if [ "$kind" = training ] || [ "$start" -gt $((LIMIT / 10)) ]; then again; fi
-      echo "$name: takes longer than a call" >>"$RUNS/$name.log" ;;
-  esac
-  FAILED+=("$name")
+  echo "$command" >"$RUNS/$name.command"
+  if [ "$kind" = benchmark ]; then rm -f "$RUNS/$name.partial"; fi
+  timeout --kill-after="$SAVING" "$left" "$@" >>"$RUNS/$name.partial" 2>>"$RUNS/$name.log" &
+  CHILD=$!
+  wait "$CHILD" || status=$?
+  CHILD=
+  if [ "$status" = 0 ]; then mv "$RUNS/$name.partial" "$RUNS/$name.out"; return; fi
+  if [ $((SECONDS - start)) -ge "$left" ]; then
+    # A training goes on from its checkpoint; a benchmark begins again, with more time.
+    if [ "$kind" = training ] || [ "$start" -gt $((LIMIT / 10)) ]; then again; fi
+    echo "$name: takes longer than a call" >>"$RUNS/$name.log"
+  fi
+  mv "$RUNS/$name.partial" "$RUNS/$name.failed"
   tail -n 1 "$RUNS/$name.log"
 }
 
@@ -88,13 +109,21 @@ for name in $BENCHMARKS; do
     echo "$name: no benchmark here; left out"
     continue
   fi
+  if [ "$name" = peer ] && ! "$PYTHON" -c "$HAS_PEER" 2>/dev/null; then
+    echo "peer: compares on one CPU or GPU; left out"
+    continue
+  fi
   for size in $BATCH_SIZES; do benchmark "$name" "$size"; done
 done
 for case in $CASES; do training "$case" "$@"; done
 if [ -n "$DRY_RUN" ]; then exit; fi
 merge
-if [ ${#FAILED[@]} -gt 0 ]; then
-  echo "failed: ${FAILED[*]}; their messages are in $RUNS/NAME.log"
+failed=
+for path in "$RUNS"/*.failed; do
+  if [ -e "$path" ]; then failed+=" $(basename "$path" .failed)"; fi
+done
+if [ -n "$failed" ]; then
+  echo "failed:$failed; messages are in $RUNS/NAME.log; without NAME.failed a call tries again"
   exit 1
 fi
 echo finished

@@ -7,6 +7,7 @@ docs/accelerator.md from it.
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,26 +41,22 @@ def measured(runs: Path) -> list[Row]:
     rows = []
     for path in sorted(runs.glob("*.out")):
         if (runs / path.stem).is_dir():
-            rows.append(_training(runs / path.stem))
+            rows.append(_training(runs / path.stem, path))
         else:
             rows += map(json.loads, path.read_text().splitlines())
     return rows
 
 
-def _training(workdir: Path) -> Row:
+def _training(workdir: Path, out: Path) -> Row:
     config, usual = flatten(read_config(workdir)), flatten(load(str(ROOT / "configs/cifar10.py")))
     of_the_case = ("model.act", "arr.weight", "arr.target", "train.epochs")
     changed = {k: v for k, v in config.items() if v != usual.get(k) and k not in of_the_case}
     summary = json.loads((workdir / "summary.json").read_text())
     scores = {w: {k: summary[w][f"test/{k}"] for k in ("acc", "loss_ce")} for w in ("last", "best")}
     settings = {"epochs": config["train.epochs"], "changed": changed}
-    return {"training": workdir.name, "device": _device(), "settings": settings} | scores
-
-
-def _device() -> str:
-    import jax
-
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    # Of the machine that trained, as the run says; another one may merge.
+    said = re.findall(r"steps on (.+) in \d+ processes", out.read_text())
+    return {"training": workdir.name, "device": said[-1], "settings": settings} | scores
 
 
 def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
