@@ -265,11 +265,15 @@ def train(runs: Sequence[Run], save) -> list[str]:
         log.parent.mkdir(parents=True, exist_ok=True)
         command = run.command_with(others) if others else run.command()
         with log.open("a") as file:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            # A session of its own, as Ctrl-C reaches all of a session: a second signal would kill
+            # the run while it saves its checkpoint.
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                process.terminate()  # saves a checkpoint and exits; a second signal would kill it
+                process.terminate()
                 process.wait()
                 raise
         if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
@@ -293,6 +297,16 @@ def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
         seeds = entry.setdefault("seeds", {})
         if result := run.result():
             seeds[str(run.seed)] = result
+    return list(found.values())
+
+
+def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows with all their seeds; a seed of both is that of `new`."""
+    key = lambda row: (row["dataset"], row["model"], row["case"])
+    found = {key(row): row for row in old}
+    for row in new:
+        seeds = found.get(key(row), {}).get("seeds", {}) | row["seeds"]
+        found[key(row)] = row | {"seeds": dict(sorted(seeds.items(), key=lambda x: int(x[0])))}
     return list(found.values())
 
 
@@ -404,8 +418,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.results / f"{args.table}{suffix}.json"
         args.results.mkdir(parents=True, exist_ok=True)
 
+        before = json.loads(path.read_text()) if path.exists() else []
+
         def save() -> None:
-            path.write_text(json.dumps(summarize(runs), indent=1) + "\n")
+            path.write_text(json.dumps(merged(before, summarize(runs)), indent=1) + "\n")
 
         save()
         signal.signal(signal.SIGTERM, signal.default_int_handler)

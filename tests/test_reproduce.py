@@ -1,6 +1,7 @@
 """The tables of the paper: planned, trained on digits, interrupted, continued, printed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -128,6 +129,41 @@ def test_the_seeds_of_a_row_are_one_command_but_of_streamed_images(tmp_path):
     command = small[0].command_with(small[1:])
     assert command[-1] == "--seeds=0,1"
     assert f"--workdir={tmp_path / 'cifar10'}" in command
+
+
+def test_a_part_of_a_table_does_not_erase_another():
+    row = lambda case, **seeds: {"dataset": "d", "model": "m", "case": case, "seeds": seeds}
+    old = [row("gelu", **{"1": "a", "10": "b"}), row("relu", **{"1": "c"})]
+    new = [row("gelu", **{"2": "d", "1": "e"})]
+    seeds = {"1": "e", "2": "d", "10": "b"}
+    assert reproduce.merged(old, new) == [row("gelu", **seeds), row("relu", **{"1": "c"})]
+    assert list(reproduce.merged(old, new)[0]["seeds"]) == ["1", "2", "10"]
+
+
+def test_ctrl_c_lets_the_run_save(tmp_path):
+    """Sent to the whole group of processes, as a terminal does."""
+    code = """
+import sys
+from pathlib import Path
+from scripts import reproduce
+from types import SimpleNamespace as Run
+saves = "from dnrt_jax.train import Stop; import time; stop = Stop().__enter__(); print('runs', "
+saves += "flush=True); [time.sleep(.1) for _ in iter(lambda: stop.signal, 15)]; print('saved')"
+log = Path(sys.argv[1], "log")
+run = Run(result=lambda: None, name="run", log=log, workdir=log, row=Run(dataset="imagenet1k"))
+run.command = lambda: [sys.executable, "-c", saves]
+reproduce.train([run], print)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, start_new_session=True
+    )
+    log = tmp_path / "log"
+    while not (log.exists() and log.read_text() == "runs\n"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    assert log.read_text().splitlines()[-1] == "saved"
 
 
 @pytest.mark.slow
