@@ -129,8 +129,9 @@ def result(workdir: Path, valid: bool) -> Row:
 
     Of one that chooses a lambda, "valid": {"acc", "loss_ce"} at the last epoch, and nothing of the
     test split. Of a test run, "epochs": a list of {"epoch", "acc", "loss_ce"} of the test split,
-    with "norm" and "ratio" of the responses by layer where ARR is on; "train": {"loss_ce"}, at the
-    end; "layers": {"norm", "within", "between"} of the trained model's responses, lists by layer.
+    with "norm" and "ratio" of the responses by layer where ARR is on (a ratio is None where all
+    class means are one); "train": {"loss_ce"}, at the end; "layers": {"norm", "within", "between"}
+    of the trained model's responses, lists by layer.
     """
     from dnrt_jax.runtime.workdir import read_records
 
@@ -143,16 +144,14 @@ def result(workdir: Path, valid: bool) -> Row:
 
 
 def _epoch(record: Mapping[str, Any]) -> Row:
-    values = {name: _rounded(record[f"test/{name}"]) for name in ("acc", "loss_ce")}
-    by_layer = {
-        name: [
-            _rounded(value)
-            for key, value in record.items()
-            if key.startswith("test/responses/") and key.endswith(f"/{name}")
-        ]
-        for name in ("norm", "ratio")
-    }
-    return {"epoch": record["epoch"]} | values | {k: v for k, v in by_layer.items() if v}
+    values: Row = {name: _rounded(record[f"test/{name}"]) for name in ("acc", "loss_ce")}
+    of_responses = [key for key in record if key.startswith("test/responses/")]
+    layers = [key.removesuffix("/norm") for key in of_responses if key.endswith("/norm")]
+    if layers:
+        values["norm"] = [_rounded(record[f"{layer}/norm"]) for layer in layers]
+        ratios = [record.get(f"{layer}/ratio") for layer in layers]
+        values["ratio"] = [None if ratio is None else _rounded(ratio) for ratio in ratios]
+    return {"epoch": record["epoch"]} | values
 
 
 def responses_of(workdir: Path) -> dict[str, list[float]]:
@@ -199,8 +198,10 @@ def make_data(folder: Path) -> None:
     partial = target.with_suffix(".partial")
     with tarfile.open(source) as archive, tarfile.open(partial, "w") as subset:
         for member in filter(tarfile.TarInfo.isfile, archive):
-            split, *_, file = Path(member.name).parts
-            if split == "test" or int(Path(file).stem) < 2000:
+            path = Path(member.name)
+            if path.suffix != ".jpg" or not path.stem.isdecimal():
+                continue  # as a Mac adds ".DS_Store" and "._0001.jpg"
+            if path.parts[0] == "test" or int(path.stem) < 2000:
                 subset.addfile(member, archive.extractfile(member))
     partial.replace(target)
 

@@ -127,6 +127,12 @@ def test_what_the_figures_show_is_what_was_recorded(runs):
     assert texts == ["75", "0"]
 
 
+def test_a_layer_whose_class_means_are_one_has_no_spread_to_show():
+    record = {"step": 1, "test/responses/blocks_0/norm": 0.5, "test/responses/blocks_0/probe": 0.1}
+    drawn = figures.over_training({"a": [record]})
+    assert [len(axes.lines[0].get_xdata()) for axes in drawn.axes] == [1, 0, 1]
+
+
 def test_a_set_is_its_mean_with_a_band_of_one_deviation():
     rows = [
         {"step": 1, "test/acc": 0.25, "deviation/test/acc": 0.05},

@@ -89,6 +89,13 @@ def test_runs_that_choose_a_lambda_keep_nothing_of_the_test_split(tmp_path):
     assert study.result(tmp_path, valid=True) == {"valid": {"acc": 0.5, "loss_ce": 1.0}}
 
 
+def test_a_layer_whose_class_means_are_one_keeps_its_place():
+    record = {"epoch": 1.0, "test/acc": 0.1, "test/loss_ce": 2.3}
+    record |= {f"test/responses/{layer}/norm": 0.5 for layer in "ab"}
+    kept = study._epoch(record | {"test/responses/b/ratio": 3.0})
+    assert (kept["norm"], kept["ratio"]) == ([0.5, 0.5], [None, 3.0])
+
+
 @pytest.mark.parametrize("run", [*dict.fromkeys(needed([])), Run("vit", "raa", "unit", 0.3, 0)])
 def test_a_run_is_a_valid_config_of_its_case(run):
     fields = {name: str(value) for name, value in run.fields().items()}
@@ -224,8 +231,9 @@ def test_the_figures_show_the_results(whole):
 
 def test_the_study_takes_the_first_2000_of_each_class(tmp_path):
     with tarfile.open(tmp_path / "cifar10-jpeg.tar.xz", "w:xz") as archive:
-        for name in ("train/cat/1999.jpg", "train/cat/2000.jpg", "test/cat/2000.jpg"):
-            archive.addfile(tarfile.TarInfo(name))
+        for name in ("cat/1999.jpg", "cat/2000.jpg", "cat/._1999.jpg", ".DS_Store"):
+            archive.addfile(tarfile.TarInfo(f"train/{name}"))
+        archive.addfile(tarfile.TarInfo("test/cat/2000.jpg"))
     study.make_data(tmp_path)
     with tarfile.open(tmp_path / "cifar10-jpeg-20k.tar") as subset:
         names = subset.getnames()

@@ -122,7 +122,7 @@ def over_training(records: Mapping[str, Records]) -> Figure | None:
             chosen = [list(layers)[k] for k in _three(len(layers)) if layers]
             for layer, style in zip(chosen, (":", "--", "-"), strict=False):
                 points = [(step, values[name]) for step, values in layers[layer] if name in values]
-                steps, values = np.array(points).T
+                steps, values = np.array(points).reshape(-1, 2).T  # a collapsed layer has no ratio
                 values = 100 * values if name == "probe" else values
                 label = f"{run}, {layer}"
                 axes.plot(steps, values, style, color=f"C{i % 10}", label=label, lw=1.4)

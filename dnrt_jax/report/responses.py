@@ -10,6 +10,7 @@ from dnrt_jax import tasks
 from dnrt_jax.experiment import create_model
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.workdir import Run
+from dnrt_jax.training.diagnostics import layer_names
 
 BATCH = 100
 CHANNELS = 50  # of the paper's figure 2
@@ -48,8 +49,9 @@ def of_run(run: Run, count: int) -> Responses:
         _, state = model.apply(
             run.variables, task.eval_preprocess(images), mutable=["responses", "intermediates"]
         )
+        recorded = state.get("responses", {})
         return {
-            "aggregated": _by_layer(state.get("responses", {}), lambda name, x: x),
+            "aggregated": dict(zip(layer_names(recorded), jax.tree.leaves(recorded), strict=True)),
             "activated": _by_layer(state.get("intermediates", {}), _activated(len(images))),
             "shifts": _by_layer(state.get("intermediates", {}), _some_shifts),
         }

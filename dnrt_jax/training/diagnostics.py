@@ -4,6 +4,7 @@ Everything is a sum over samples, so that batches add up, and is read off at the
 within are those of the analysis of variance: together the variance of all responses.
 """
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -88,10 +89,14 @@ def _root_mean_square(x: Array) -> Array:
 
 
 def layer_names(responses: Any) -> list[str]:
-    """Of the leaves of a tree of responses: "blocks_0", or "response_0" where the layer is the
-    model itself."""
-    names = []
-    for path, _ in jax.tree.leaves_with_path(responses):
-        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        names.append("/".join(keys[:-1]) or keys[-1])
-    return names
+    """Of the leaves of a tree of responses: "blocks_0"; with the name of the response, as
+    "blocks_0/first", where a layer has several or is the model itself."""
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(responses)
+    ]
+    layers = [path.rpartition("/")[0] for path in paths]
+    several = Counter(["", "", *layers])
+    return [
+        path if several[layer] > 1 else layer for path, layer in zip(paths, layers, strict=True)
+    ]

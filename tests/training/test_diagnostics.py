@@ -54,6 +54,13 @@ def test_they_are_their_definitions(data):
         assert values[name(figure)] == pytest.approx(value, rel=1e-5), figure
 
 
+def test_a_layer_of_several_responses_is_told_by_their_names():
+    x = np.ones((2, D))
+    responses = {"block": {"first": x, "second": x}, "head": {"response": x}, "response": x}
+    names = ["block/first", "block/second", "head", "response"]
+    assert diagnostics.layer_names(responses) == names
+
+
 def test_batches_add_up_and_padding_counts_nothing(data):
     whole = figures(data, N)
     assert figures(data, 16) == pytest.approx(whole, rel=1e-5)
