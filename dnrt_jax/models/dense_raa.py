@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from dnrt_jax.models.formulation import Formulation
+from dnrt_jax.models.varying import equally_varying
 from dnrt_jax.raa import normal_cdf, promote
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def dense_raa(
     u: Array, kernel: Array, bias: Array, w: Array, b: Array, formulation: Formulation = "cpu"
 ) -> Array:
@@ -30,6 +30,11 @@ def dense_raa(
     Returns:
       [..., D], with the dtype of `u`.
     """
+    return _dense_raa(*equally_varying(u, kernel, bias, w, b), formulation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _dense_raa(u, kernel, bias, w, b, formulation):
     return _apply(u, kernel, bias, w, b)[0]
 
 
@@ -88,7 +93,7 @@ def _gate(x, shift):
     return normal_cdf(z), x * jnp.exp(-0.5 * z * z) * (2 * jnp.pi) ** -0.5
 
 
-dense_raa.defvjp(_forward, _backward)
+_dense_raa.defvjp(_forward, _backward)
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

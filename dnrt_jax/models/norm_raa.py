@@ -14,6 +14,7 @@ from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from dnrt_jax.models.formulation import Formulation
+from dnrt_jax.models.varying import equally_varying
 from dnrt_jax.raa import normal_cdf, promote
 
 PIXELS = (0, 1, 2)
@@ -30,7 +31,6 @@ class NormRAA(NamedTuple):
     var: Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def norm_raa(
     x: Array,
     shortcut: Array | None,
@@ -48,7 +48,13 @@ def norm_raa(
       x: [B, H, W, C]; shortcut: the same with the same dtype, or None.
       scale, bias: [C], of the norm; w: [C] and b: [], of RAA: float32, or float64 as x.
     """
-    return _forward(x, shortcut, scale, bias, w, b, epsilon, formulation)[0]
+    arrays = equally_varying(x, shortcut, scale, bias, w, b)
+    return _norm_raa(*arrays, epsilon, formulation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _norm_raa(*args):
+    return _forward(*args)[0]
 
 
 def _forward(x, shortcut, scale, bias, w, b, epsilon, formulation):
@@ -96,7 +102,7 @@ def _backward(epsilon, formulation, saved, cotangents):
     return dx, None if kept is None else dy, dscale, dbias, dw, db.reshape(-1)[0]
 
 
-norm_raa.defvjp(_forward, _backward)
+_norm_raa.defvjp(_forward, _backward)
 
 
 def _add(x, affine, shortcut):
