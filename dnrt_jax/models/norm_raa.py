@@ -78,10 +78,9 @@ def _forward(x, shortcut, scale, bias, w, b, epsilon, formulation):
 def _backward(epsilon, formulation, saved, cotangents):
     run = _runner(formulation)
     x, kept, scale, bias, w, mean, deviation, shift = saved
-    g, factor, n = cotangents.out, deviation * scale, x.size // x.shape[-1]
-    z, affine, dpooled = x, (mean, factor, bias), None
-    if kept is not None:
-        z, affine, dpooled = kept, None, cotangents.pooled / (x.shape[1] * x.shape[2])
+    g, dpooled = cotangents.out, cotangents.pooled / (x.shape[1] * x.shape[2])
+    factor, n = deviation * scale, x.size // x.shape[-1]
+    z, affine = (x, (mean, factor, bias)) if kept is None else (kept, None)
     slope = run(_slope, g, z, affine, shift)
     dshift = _stored(slope.sum(-1), formulation)
     dy = run(_dy, g, z, affine, shift, slope, dshift, w, dpooled)  # of RAA's input
@@ -123,8 +122,7 @@ def _slope(g, x, affine, shift):
 
 def _dy(g, x, affine, shift, slope, dshift, w, dpooled):
     cdf = normal_cdf(_input(x, affine) + shift[..., None])
-    dy = promote(g) * cdf + slope + dshift[..., None] * w
-    return dy if dpooled is None else dy + dpooled[:, None, None]
+    return promote(g) * cdf + slope + dshift[..., None] * w + dpooled[:, None, None]
 
 
 def _dx(dy, x, mean, factor, dmean, dvar):
