@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from dnrt_jax.experiment import Experiment
 from dnrt_jax.runtime import flops
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import make_mesh, replicated, split
+from dnrt_jax.tasks.arrays import Arrays
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.tasks.image_classification import ImageClassification
 from dnrt_jax.training import members
@@ -149,10 +151,10 @@ class _Shapes(ImageClassification):
         made: list[OnDevice] = []
 
         def arrays():
-            on_device = super(_Shapes, self).on_device(mesh)
-            assert on_device is not None, "the images are in memory"
-            made.append(on_device)
-            return on_device.data
+            assert isinstance(self._train, Arrays), "the images are in memory"
+            own = replace(self._train)  # else it would keep what is traced here
+            made.append(own.on_device(self.batch_size, self._config.seed, mesh))
+            return made[0].data
 
         shapes = jax.eval_shape(arrays)
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))

@@ -1,7 +1,7 @@
 """Batches from a data set of two arrays in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,12 +22,16 @@ HostBatch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Arrays:
-    """inputs [N, ...] and label i32[N]."""
+    """inputs [N, ...] and label i32[N].
+
+    Whoever shares one also shares its copy in device memory, which is freed with it.
+    """
 
     crops: ClassVar = False  # random crops are made on the device
 
     inputs: np.ndarray
     label: np.ndarray
+    _copies: dict[Mesh, Batch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -55,54 +59,59 @@ class Arrays:
             steps = np.arange(start, start + count) % epoch_steps
             return indices[steps], mask[steps]
 
-        # Flat: a TPU would copy images of few channels into another layout at every dispatch.
-        data = {"inputs": self.inputs.reshape(len(self), -1), "label": self.label}
-        return OnDevice(jax.device_put(data, replicated(mesh)), rows, self.inputs.shape[1:])
+        return OnDevice(self._copy(mesh), rows, self.inputs.shape[1:])
+
+    def _copy(self, mesh: Mesh) -> Batch:
+        """The one copy in the memory of each device of `mesh`."""
+        if mesh not in self._copies:
+            # Flat: a TPU would copy images of few channels into another layout at every dispatch.
+            data = {"inputs": self.inputs.reshape(len(self), -1), "label": self.label}
+            self._copies[mesh] = jax.device_put(data, replicated(mesh))
+        return self._copies[mesh]
 
     def batches(self, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
         """All samples once, in order; the last batch is padded, with mask False."""
-        for rows, real in zip(*self._rows(batch_size, mesh), strict=True):
+        for rows, real in zip(*_rows(len(self), batch_size, mesh), strict=True):
             own = own_rows(len(rows))
             batch = {"inputs": self.inputs[rows[own]], "label": self.label[rows[own]]}
             yield place(batch | {"mask": real[own]}, mesh)
 
-    def at_once(
-        self, step: Callable[..., Any], batch_size: int, mesh: Mesh
-    ) -> Callable[[Any], Iterator[Any]]:
-        """state -> the results of `step` for `batches`, in one dispatch on data in device memory.
-
-        Args:
-          step: a `training.eval_step`, not jitted.
-        """
-        rows, mask = self._rows(batch_size, mesh)
-        data = {"inputs": self.inputs.reshape(len(self), -1), "label": self.label}
-        data = jax.device_put(data, replicated(mesh))
-
-        def steps(state: Any, data: Batch) -> Any:
-            shape = self.inputs.shape[1:]
-            batch = lambda rows, mask: take(data, rows, mask, split(mesh), shape)
-            return jax.lax.map(lambda part: step(state, batch(*part)), (rows, mask))
-
-        run = jax.jit(steps, out_shardings=replicated(mesh))
+    def at_once(self, steps: Callable[..., Any], mesh: Mesh) -> Callable[[Any], Iterator[Any]]:
+        """state -> the results for `batches`, by `all_steps`, in one dispatch."""
+        data, shape = self._copy(mesh), self.inputs.shape[1:]
 
         def results(state: Any) -> Iterator[Any]:
-            values = jax.device_get(run(state, data))
-            return (jax.tree.map(lambda x, i=i: x[i], values) for i in range(len(rows)))
+            values = jax.device_get(steps(state, data, shape))
+            count = len(jax.tree.leaves(values)[0])
+            return (jax.tree.map(lambda x, i=i: x[i], values) for i in range(count))
 
         return results
-
-    def _rows(self, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-        """The rows i32[steps, B] and mask bool[steps, B] of `batches`."""
-        # For a split smaller than a batch, the batch is its size rounded up to a multiple of 8.
-        step = 8 * mesh.size
-        batch_size = min(batch_size, -(-len(self) // step) * step)
-        positions = np.arange(-(-len(self) // batch_size) * batch_size).reshape(-1, batch_size)
-        return np.minimum(positions, len(self) - 1).astype(np.int32), positions < len(self)
 
     def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As `Task.samples`, one by one."""
         order = np.random.default_rng(seed).permutation(len(self))
         return ((self.inputs[[i]], self.label[[i]]) for i in order)
+
+
+def all_steps(step: Callable[..., Any], batch_size: int, mesh: Mesh) -> Callable[..., Any]:
+    """Jits a `training.eval_step` for all batches of a split in device memory: (state, data, shape
+    of one sample) -> its results, with a leading axis of batches."""
+
+    def steps(state: Any, data: Batch, shape: tuple[int, ...]) -> Any:
+        batch = lambda rows, mask: take(data, rows, mask, split(mesh), shape)
+        parts = _rows(len(data["label"]), batch_size, mesh)
+        return jax.lax.map(lambda part: step(state, batch(*part)), parts)
+
+    return jax.jit(steps, static_argnums=2, out_shardings=replicated(mesh))
+
+
+def _rows(count: int, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """The rows i32[steps, B] and mask bool[steps, B] of the batches of `count` samples in order."""
+    # For a split smaller than a batch, the batch is its size rounded up to a multiple of 8.
+    step = 8 * mesh.size
+    batch_size = min(batch_size, -(-count // step) * step)
+    positions = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+    return np.minimum(positions, count - 1).astype(np.int32), positions < count
 
 
 def place(batch: HostBatch, mesh: Mesh) -> Batch:

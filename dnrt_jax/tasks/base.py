@@ -60,7 +60,7 @@ class Task(Protocol):
 
     def like(self, config: Config) -> "Task":
         """The task of a config that differs in numbers alone (`Field.number`), as the seed; one
-        that can shares the data, so that they are read once."""
+        that can shares the data, in memory and on the devices, and the compiled evaluation."""
         return type(self)(config)
 
     def shares_samples(self, other: "Task") -> bool:

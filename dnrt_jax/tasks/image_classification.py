@@ -31,7 +31,7 @@ from dnrt_jax.fields import (
 )
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import check_batch, replicated
-from dnrt_jax.tasks.arrays import Arrays, place, placed, summarize
+from dnrt_jax.tasks.arrays import Arrays, all_steps, place, placed, summarize
 from dnrt_jax.tasks.base import OnDevice, Task
 from dnrt_jax.training import metrics
 from dnrt_jax.training.dispatch import in_loops
@@ -121,6 +121,9 @@ class ImageClassification(Task):
         test = read(config, "test") if test is None else test
         self._whole, self._test = train, self._open(test, train=False)
         self.class_names, self.channels = train.class_names, train.channels
+        # Shared by the tasks that `like` makes: by seed, and by model and mesh.
+        self._divided: dict[int | None, tuple[Images, Split, Split | None]] = {}
+        self._jitted: dict[tuple[int, Mesh], tuple[Any, Any]] = {}
         self._hold_out()
         self.num_train, self.batch_size = len(self._images), config.train.batch_size
         shape = (1, data.image_size, data.image_size, self.channels)
@@ -177,15 +180,13 @@ class ImageClassification(Task):
 
     def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
         config, class_names = self._config, self.class_names
-        mirror = (lambda images: images[:, :, ::-1]) if config.eval.flip else None
-        step = eval_step(model, config.arr, self.eval_preprocess, len(class_names), mirror=mirror)
         size, whole = config.eval.batch_size, in_loops(config.train.dispatch, mesh)
-        one_by_one = jax.jit(step, out_shardings=replicated(mesh))
+        step, steps = self._eval_steps(model, mesh)
 
-        def results_of(split: Arrays | Streamed) -> Callable[[Any], Iterator[Any]]:
+        def results_of(split: Split) -> Callable[[Any], Iterator[Any]]:
             if whole and isinstance(split, Arrays):
-                return split.at_once(step, size, mesh)
-            return lambda state: map(partial(one_by_one, state), split.batches(size, mesh))
+                return split.at_once(steps, mesh)
+            return lambda state: map(partial(step, state), split.batches(size, mesh))
 
         splits = ({"valid": self._valid} if self._valid else {}) | {"test": self._test}
         results = {name: results_of(split) for name, split in splits.items()}
@@ -203,6 +204,17 @@ class ImageClassification(Task):
 
         return run
 
+    def _eval_steps(self, model: nn.Module, mesh: Mesh) -> tuple[Any, Any]:
+        """`eval_step`, jitted for one batch and for all batches of a split."""
+        key = id(model), mesh  # `step` keeps the model alive; its fields may have no hash
+        if key not in self._jitted:
+            config, num_classes = self._config, len(self.class_names)
+            mirror = (lambda images: images[:, :, ::-1]) if config.eval.flip else None
+            step = eval_step(model, config.arr, self.eval_preprocess, num_classes, mirror=mirror)
+            steps = all_steps(step, config.eval.batch_size, mesh)
+            self._jitted[key] = jax.jit(step, out_shardings=replicated(mesh)), steps
+        return self._jitted[key]
+
     def class_counts(self) -> np.ndarray:
         return np.bincount(self._images.labels, minlength=len(self.class_names))
 
@@ -210,15 +222,19 @@ class ImageClassification(Task):
         return {"train": self._train, "test": self._test}[split].samples(seed)
 
     def _hold_out(self) -> None:
-        """Divides the training split into what is trained on and what is held out, by the seed."""
-        train, fraction, self._valid = self._whole, self._config.data.valid_fraction, None
-        if fraction:
-            kept, held = hold_out(train.labels, fraction, self._config.seed)
-            self._valid = self._open(_subset(train, held), train=False)
-            train = _subset(train, kept)
-        self._images, self._train = train, self._open(train, train=True)
+        """Divides the training split into what is trained on and what is held out, once for each
+        seed."""
+        train, valid, fraction = self._whole, None, self._config.data.valid_fraction
+        seed = self._config.seed if fraction else None
+        if seed not in self._divided:
+            if seed is not None:
+                kept, held = hold_out(train.labels, fraction, seed)
+                valid = self._open(_subset(train, held), train=False)
+                train = _subset(train, kept)
+            self._divided[seed] = train, self._open(train, train=True), valid
+        self._images, self._train, self._valid = self._divided[seed]
 
-    def _open(self, images: Images, *, train: bool) -> "Arrays | Streamed":
+    def _open(self, images: Images, *, train: bool) -> "Split":
         if isinstance(images, datasets.Dataset):
             return Arrays(images.images, images.labels)
         return Streamed(images, self._config, train=train)
@@ -290,6 +306,9 @@ class Streamed:
     def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         stream = self._stream(min(32, len(self)), shuffle=True, seed=seed)
         return ((b["inputs"][b["mask"]], b["label"][b["mask"]]) for b in stream.epoch())
+
+
+Split = Arrays | Streamed
 
 
 def _subset(images: Images, indices: np.ndarray) -> Images:

@@ -4,6 +4,7 @@ The inputs of a batch are a `models.graph.Graph`: the whole graph or a sampled s
 labelled nodes to classify. The graph is replicated on all devices; it is not sharded.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -65,6 +66,9 @@ class NodeClassification(Task):
         index = jax.ShapeDtypeStruct((1,), np.int32)
         features = jax.ShapeDtypeStruct((1, self.graph.features.shape[1]), np.float32)
         self.example = Graph(features, index, index, index)
+        # Shared by the tasks that `like` makes: by mesh, and by model and mesh.
+        self._copies: dict[Mesh, Graph] = {}
+        self._evaluators: dict[tuple[int, Mesh], Callable[[Any], dict[str, Any]]] = {}
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -81,7 +85,9 @@ class NodeClassification(Task):
             )
 
     def like(self, config: Config) -> "NodeClassification":
-        return type(self)(config, self.graph)
+        task = copy.copy(self)
+        task._config = config
+        return task
 
     @property
     def description(self) -> str:
@@ -93,10 +99,8 @@ class NodeClassification(Task):
         place = partial(jax.device_put, device=replicated(mesh))
         if self._config.data.fanout:
             return lambda start: map(place, self._sampled(start))
-        graph = self.graph
-        nodes = graph.splits["train"]
-        everything = Graph(graph.features, graph.senders, graph.receivers, nodes)
-        batch = place(_batch(everything, graph.labels[nodes]))
+        nodes = self.graph.splits["train"]
+        batch = place(_batch(self._copy(mesh)._replace(nodes=nodes), self.graph.labels[nodes]))
 
         def same(start: int) -> Iterator[Batch]:
             while True:
@@ -123,14 +127,28 @@ class NodeClassification(Task):
             yield {"inputs": inputs, "label": graph.labels[seeds], "mask": mask}
             step += 1
 
+    def _copy(self, mesh: Mesh) -> Graph:
+        """The one copy of the graph in the memory of each device of `mesh`, without nodes."""
+        if mesh not in self._copies:
+            graph = self.graph
+            graph = Graph(graph.features, graph.senders, graph.receivers, None)
+            self._copies[mesh] = jax.device_put(graph, replicated(mesh))
+        return self._copies[mesh]
+
     def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
         """As `Task.evaluator`, for the validation and the test nodes; also reports the AUC."""
+        key = id(model), mesh  # the evaluator keeps the model alive; its fields may have no hash
+        if key not in self._evaluators:
+            self._evaluators[key] = self._evaluator(model, mesh)
+        return self._evaluators[key]
+
+    def _evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
         graph, num_classes = self.graph, len(self.class_names)
         step = eval_step(model, self._config.arr, lambda x: x, num_classes, keep_logits=True)
         labels = {name: graph.labels[graph.splits[name]] for name in ("valid", "test")}
-        place = partial(jax.device_put, device=replicated(mesh))
-        all_of_it = place(Graph(graph.features, graph.senders, graph.receivers, None))
-        asked = place({name: (graph.splits[name], labels[name]) for name in labels})
+        all_of_it = self._copy(mesh)
+        asked = {name: (graph.splits[name], labels[name]) for name in labels}
+        asked = jax.device_put(asked, replicated(mesh))
 
         @jax.jit
         def both(state, graph, asked):

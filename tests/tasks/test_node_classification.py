@@ -1,13 +1,17 @@
 """The program on a graph: the loop, the records and the folder of a run are those of images."""
 
+import gc
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from runs import ROOT, environment, here, load_arrays
 
+from dnrt_jax import config_file, experiment, sets
+from dnrt_jax.config import replaced
 from dnrt_jax.data import graphs
 
 
@@ -81,6 +85,21 @@ def test_sampled_neighbourhoods_train_by_the_batch(folder, tmp_path):
     assert np.isfinite(last["test/loss_ce"])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"]["name"] == "graphsage"
+
+
+def test_runs_of_a_set_share_a_copy_of_the_graph_and_the_evaluation(folder):
+    config = config_file.load(f"{ROOT}/configs/cora.py", {"data.dir": str(folder)})
+    experiments = sets.load_all([replaced(config, {"seed": seed}) for seed in (0, 1, 2)])
+    shape = experiments[0].task.graph.features.shape
+    copies = lambda: [x.shape for x in jax.live_arrays()].count(shape)
+    gc.collect()
+    before = copies()
+    held = experiment.dispatches(experiments)
+    evaluators = {one.task.evaluator(one.model, one.mesh) for one in experiments}
+    assert len(evaluators) == 1
+    for dispatch, one in zip(held, experiments, strict=True):
+        dispatch.run(one.create(), 0, 1)
+    assert copies() - before == 1
 
 
 MISTAKES = {

@@ -1,3 +1,4 @@
+import gc
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -5,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from dnrt_jax import experiment
+from dnrt_jax import experiment, sets
 from dnrt_jax import train as train_loop
-from dnrt_jax.config import default, validate
+from dnrt_jax.config import default, replaced, validate
 from dnrt_jax.run import Run
 from dnrt_jax.runtime.errors import UserError
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.set_folder import SetFolder
+from dnrt_jax.training.members import member_mesh
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +199,69 @@ def test_after_the_first_epoch_nothing_is_compiled(config, tmp_path, dispatch):
     resumed = [number for epoch, number in seen if epoch > 4]
     assert set(resumed) == {resumed[0]}
     assert before < resumed[0]
+
+
+def members(config, *each):
+    """The experiments of a set whose data are in device memory."""
+    config = changed(config, train__dispatch="scan")
+    return sets.load_all([replaced(config, values) for values in each])
+
+
+def copies():
+    """How many copies of the training and of the test images are in device memory."""
+    gc.collect()
+    shapes = [x.shape for x in jax.live_arrays()]
+    return np.array([shapes.count((count, 8 * 8 * 3)) for count in (21, 11)])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_runs_of_a_set_share_a_copy_of_the_data_and_the_compiled_evaluation(config, at_once):
+    before = copies()
+    experiments = members(config, {"seed": 0}, {"seed": 1}, {"seed": 2})
+    first = experiments[0]
+    if at_once:
+        held = sets.dispatch_together(experiments, member_mesh(first.mesh, len(experiments)))
+    else:
+        held = experiment.dispatches(experiments)
+    evaluate, *others = (one.task.evaluator(one.model, one.mesh) for one in experiments)
+    np.testing.assert_array_equal(copies() - before, [1, 1])
+    state = first.create()
+    expected = evaluate(state)
+    with counted_compilations() as compiled:
+        for other in others:
+            np.testing.assert_equal(other(state), expected)
+    assert not compiled
+    del held, experiments, first, evaluate, others, other
+    np.testing.assert_array_equal(copies(), before)  # not kept beyond the set
+
+
+def test_runs_with_and_without_arr_share_a_copy_of_the_data(config):
+    before = copies()
+    without, with_arr = members(config, {"arr.weight": 0.0}, {"arr.weight": 5.0})
+    held = [(one.dispatch(), evaluate(one, one.create())) for one in (without, with_arr)]
+    np.testing.assert_array_equal(copies() - before, [1, 1])
+    assert ["test/loss_arr" in values for _, values in held] == [False, True]
+
+
+def test_models_of_one_task_are_each_evaluated(config):
+    configs = [changed(config, train__dispatch="scan", model__act=act) for act in ("relu", "gelu")]
+    task = experiment.load(configs[0]).task
+    built = [experiment.build(c, task.like(c)) for c in configs]
+    state = built[0].create()
+    relu, gelu = (evaluate(one, state) for one in built)
+    for found, c in zip((relu, gelu), configs, strict=True):
+        np.testing.assert_equal(found, evaluate(experiment.load(c), state))
+    assert relu["test/loss_ce"] != gelu["test/loss_ce"]
+
+
+def test_runs_of_one_seed_share_what_is_held_out_and_those_of_others_do_not(config):
+    held_out = changed(config, data__valid_fraction=0.2)
+    each = [{"seed": seed, "optim.lr": lr} for seed in (0, 1) for lr in (1e-3, 1e-4)]
+    experiments = members(held_out, *each)
+    shared = [[one.task.shares_samples(other.task) for one in experiments] for other in experiments]
+    np.testing.assert_array_equal(shared, np.kron(np.eye(2), np.ones((2, 2))))
+    state = experiments[0].create()
+    for one in experiments[1:3]:
+        (alone,) = members(held_out, {"seed": one.config.seed})
+        np.testing.assert_equal(evaluate(one, state), evaluate(alone, state))
+        np.testing.assert_array_equal(one.task.class_counts(), alone.task.class_counts())
