@@ -24,7 +24,7 @@ from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
 from dnrt_jax.training.dispatch import Dispatch, Numbers, Places, Step, create_dispatches
-from dnrt_jax.training.state import TrainState, create_state
+from dnrt_jax.training.state import RUNS_ONCE, TrainState, create_state
 from dnrt_jax.training.step import Batch, TrainStep, Values
 
 SEQUENTIAL_AT_MOST = 16384  # samples; the [B, B] weights then take 1 GB
@@ -158,7 +158,7 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(mesh, shapes, config.parallel.fsdp)
     shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
-    init = jax.jit(init, out_shardings=shardings)
+    init = jax.jit(init, out_shardings=shardings, compiler_options=RUNS_ONCE)
     return Experiment(config, task, model, mesh, epoch_steps, total_steps, init, shapes)
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from dnrt_jax.runtime.progress import Speed
 from dnrt_jax.runtime.trackers import open_tracker
 from dnrt_jax.runtime.workdir import Workdir, best_record
 from dnrt_jax.training.dispatch import Later
-from dnrt_jax.training.state import TrainState
+from dnrt_jax.training.state import RUNS_ONCE, TrainState
 
 
 class Due(NamedTuple):
@@ -256,7 +257,7 @@ def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | 
     return speed
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=RUNS_ONCE)
 def _is_finite(state: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()

@@ -217,8 +217,7 @@ def test_a_set_beyond_the_memory_is_answered_with_the_most_that_fit(data, monkey
     experiments = set_of(config_of(VIT), data, 1, SEEDS)
     mesh = members.member_mesh(experiments[0].mesh, 4)
     shapes = experiments[0].shapes
-    state = jax.eval_shape(experiments[0].create)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes, shapes.params)))
     assert members.bytes_a_device(members.member_shapes(mesh, shapes, 4)) == 4 * size
     monkeypatch.setattr(members, "_memory", lambda: 2 * size)
     with pytest.raises(ConfigError, match="name 2 at once, or set"):
