@@ -70,7 +70,8 @@ def differences(
 def tables(rows: Sequence[Row]) -> str:
     """How much is finished, and all tables, in Markdown."""
     left = len(set(needed(rows)) - set(map(run_of, rows)))
-    said = f"{len(rows)} runs are finished, {left} more are known to be needed."
+    more = f", {left} more are known to be needed" if left else "; none is left"
+    said = f"{len(rows)} runs are finished{more}."
     parts = (lambda_table(rows), accuracy_table(rows), case_table(rows), activation_table(rows))
     return "\n\n".join((said, *parts))
 
