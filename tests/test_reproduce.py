@@ -140,6 +140,7 @@ def test_a_part_of_a_table_does_not_erase_another():
     assert list(reproduce.merged(old, new)[0]["seeds"]) == ["1", "2", "10"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_the_run_save(tmp_path):
     """Sent to the whole group of processes, as a terminal does."""
     code = """
