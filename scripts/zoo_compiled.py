@@ -6,7 +6,7 @@ programs say: memory, estimated cycles or bytes, and the share of the peak that 
 
 RAA + ARR on one chip, in bfloat16, then in float32. Programs in --out are skipped; one that does
 not compile is reported and left out, and the exit status is then 1. On one core the 112 programs
-for the GPU take an hour, those for the TPU a day. Needs the extras aot-tpu and aot-gpu.
+for the GPU take half an hour, those for the TPU some hours. Needs the extras aot-tpu and aot-gpu.
 """
 
 import argparse
