@@ -155,7 +155,7 @@ def test_infer_measures_both_activations():
 
 
 def test_a_batch_lies_on_all_devices_in_parts_or_where_they_do_not_divide_it_whole():
-    parts = lambda size: training.placed(np.zeros((size, 2))).addressable_shards
+    parts = lambda size: training.on_all_devices(np.zeros((size, 2))).addressable_shards
     assert [part.data.shape for part in parts(16)] == [(2, 2)] * 8
     assert [part.data.shape for part in parts(3)] == [(3, 2)] * 8
 

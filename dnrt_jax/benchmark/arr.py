@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
 def alone(rule: Any, batch_size: int, num_classes: int, layers: int, dim: int):
     """A function that runs one update and computes the loss and its gradient, and waits."""
     keys = jax.random.split(jax.random.key(0), layers + 1)
-    draw = lambda key: training.placed(jax.random.normal(key, (batch_size, dim)))
+    draw = lambda key: training.on_all_devices(jax.random.normal(key, (batch_size, dim)))
     responses = list(map(draw, keys[1:]))
-    labels = training.placed(jax.random.randint(keys[0], (batch_size,), 0, num_classes))
+    labels = training.on_all_devices(jax.random.randint(keys[0], (batch_size,), 0, num_classes))
     centroids = arr.init(responses, num_classes)
 
     def step(centroids, responses):

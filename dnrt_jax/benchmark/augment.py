@@ -34,8 +34,8 @@ def measure(config: Config, steps: int, rounds: int) -> Iterator[Result]:
     fields = {name: full.data[name] for name in TRAIN_FIELDS.split()}
     transform = augment.train_transform(**fields)
     batch_size = config.train.batch_size
-    keys = training.placed(jax.random.split(jax.random.key(0), batch_size))
-    images = training.placed(training.images_of(config))
+    keys = training.on_all_devices(jax.random.split(jax.random.key(0), batch_size))
+    images = training.on_all_devices(training.images_of(config))
 
     seconds = interleaved(
         {

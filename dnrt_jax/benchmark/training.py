@@ -92,12 +92,12 @@ def predictor(config: Config, num_classes: int) -> Callable[[], np.ndarray]:
     predict = jax.jit(
         lambda variables, x: built.model.apply(variables, built.task.eval_preprocess(x))
     )
-    images = placed(images_of(config))
+    images = on_all_devices(images_of(config))
     return lambda: np.asarray(predict(variables, images))
 
 
-def placed(x: Any) -> jax.Array:
-    """An array of samples on all devices: a part on each, if they divide it."""
+def on_all_devices(x: Any) -> jax.Array:
+    """An array of samples: a part on each device, if they divide it, else the whole."""
     mesh = make_mesh()
     return jax.device_put(x, replicated(mesh) if len(x) % mesh.size else split(mesh))
 
