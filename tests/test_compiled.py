@@ -84,6 +84,16 @@ def test_a_tpu_gathers_and_scatters_no_single_element(tpu):
 
 
 @pytest.mark.slow
+def test_a_step_on_what_many_hosts_send_compiles_for_all_of_them():
+    pytest.importorskip("libtpu")
+    settings = {"dispatch": "single", "augment": "none", "batch_size": 256}
+    tpu = rows("tpu:v5e:8x8", **settings)
+    assert (tpu["processes"], tpu["float64 arrays"]) == (16, 0)
+    assert "copies of the data set" not in tpu  # none lies on the devices
+    assert tpu["all-reduce"] == 6
+
+
+@pytest.mark.slow
 def test_a_gpus_kernels_and_bytes_are_what_they_were():
     if not any(map(targets._installed, ("xla_cuda12", "xla_cuda13"))):
         pytest.skip("needs JAX's CUDA plug-in")
@@ -122,7 +132,7 @@ def test_a_missing_compiler_is_named(capsys, monkeypatch, target, extra):
     [
         (["--target=tpu:v5e:2x2", "--batch_size=9"], "batch_size=9 does not divide over 4 devices"),
         (["--target=tpu:v5e:2x2", "--model=gcn"], "--model=gcn: takes no images"),
-        (["--target=tpu:v5e:2x2", "--what=infer", "--members=2"], "only trained together"),
+        (["--target=tpu:v5e:2x2", "--what=infer", "--members=2"], "needs --what=train"),
         pytest.param(["--target=tpu:v5e:3x3"], "not divisible", marks=pytest.mark.slow),
     ],
 )

@@ -1,9 +1,9 @@
 """A step compiled for accelerators that are not there: what the compiled program tells of its cost.
 
 The program is the one that training dispatches: many steps in a loop, on 50,000 images of 32 pixels
-or as many bytes of larger ones, in device memory. What is counted is one pass of that loop (of
-evaluation and inference, the whole program), with all that it calls, on one device; what lies
-outside of it is paid once a dispatch.
+or as many bytes of larger ones, in device memory; or, for data that hosts send, one step. What is
+counted is one pass of that loop (of all others the whole program), with all that it calls, on one
+device; what lies outside of it is paid once a dispatch.
 
 TPU: the compiler's estimated cycles, and the time they take where the clock is published. Gathers
 and scatters, collectives and copies in flight have no estimate and are counted beside it. GPU:
@@ -49,6 +49,9 @@ PARTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help=f"as {', '.join(targets.KNOWN)}")
     parser.add_argument("--what", choices=("train", "eval", "infer"), default="train")
+    parser.add_argument(
+        "--dispatch", choices=("scan", "single"), default="scan", help="as config.train.dispatch"
+    )
     parser.add_argument("--model", default="vit_tiny_patch4_32", help="of dnrt_jax.models")
     parser.add_argument("--depth", type=int, help="blocks, where the model has that field")
     parser.add_argument("--act", default="raa", help="activation")
@@ -72,8 +75,8 @@ def device(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> Iterator[Result]:
     """Rows of one compiled program."""
     targets.check(args.target)
-    if args.members > 1 and args.what != "train":
-        raise ConfigError(f"--members={args.members}: runs are only trained together")
+    if args.members > 1 and not _in_loop(args):
+        raise ConfigError(f"--members={args.members}: needs --what=train and --dispatch=scan")
     facts, text = compiled(vars(args))
     row = lambda what, value, unit: Result(
         f"{args.what}: {what}", value, None, None, (value, value), unit, 1
@@ -84,19 +87,23 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
     yield row("memory", facts["memory"] / 1e6, "MB a device")
     yield row("processes", facts["processes"], "of the run")
     program = hlo.parse(text)
-    body = program.loop() if args.what == "train" else program.entry
+    body = program.loop() if _in_loop(args) else program.entry
     for kind, (count, size) in hlo.collectives(program, body).items():
         yield row(kind, count, "a step")
         yield row(f"{kind}, results", size / 1e6, "MB a step")
     for kind in ("gather", "scatter"):
         yield row(f"scalar {kind}s", hlo.scalar_moves(program, body)[kind], "a step")
-    if args.what == "train":
+    if _in_loop(args):
         copies = hlo.copies(program, "u8", facts["data"])
         yield row("copies of the data set", copies, "a dispatch")
     yield row("float64 arrays", len(re.findall(r"\bf64\[", text)), "a program")
     read = _tpu_rows if args.target.startswith("tpu") else _gpu_rows
     for what, value, unit in read(args, facts, program, body):
         yield row(what, value, unit)
+
+
+def _in_loop(args: argparse.Namespace) -> bool:
+    return args.what == "train" and args.dispatch == "scan"
 
 
 def _tpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[str, float, str]]:
@@ -109,7 +116,7 @@ def _tpu_rows(args, facts, program: hlo.Program, body: str) -> Iterator[tuple[st
     for name, count in cycles.items():
         yield name, count / 1e6, "M cycles"
     yield "step", (total := sum(cycles.values())) / 1e6, "M cycles"
-    if args.what == "train":
+    if _in_loop(args):
         outside = sum(times * (i.cycles or 0) for i, times in program.outside(body))
         yield "outside the loop", outside / 1e6, "M cycles"
     for kind, count in sorted(unknown.items()):

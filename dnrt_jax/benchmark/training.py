@@ -20,7 +20,7 @@ from dnrt_jax.tasks.arrays import Arrays
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.tasks.image_classification import ImageClassification
 from dnrt_jax.training import members
-from dnrt_jax.training.dispatch import Scan
+from dnrt_jax.training.dispatch import Scan, Single
 from dnrt_jax.training.step import eval_step
 
 # The paper's augmentation.
@@ -115,9 +115,10 @@ def lowered(settings: dict[str, Any], values: int, mesh: Mesh) -> tuple[Any, int
     as have `values` values, and a batch at least.
 
     Args:
-      settings: what ("train": the many steps of a dispatch, "eval" or "infer": one batch), model,
-        depth, act, arr_weight, rule, batch_size, num_classes, dtype, augment, fsdp,
-        members (runs that train together).
+      settings: what ("train", "eval" or "infer"), dispatch (of training: "scan" for many steps on
+        data in device memory, "single" for one on a batch that the hosts send), model, depth, act,
+        arr_weight, rule, batch_size, num_classes, dtype, augment, fsdp, members (runs that train
+        together).
 
     Returns:
       The program, not compiled yet; multiply-accumulates of an image; values of the data set.
@@ -128,7 +129,8 @@ def lowered(settings: dict[str, Any], values: int, mesh: Mesh) -> tuple[Any, int
     if settings["depth"]:
         config.model.depth = settings["depth"]
     config.data.update(AUGMENTED if settings["augment"] == "full" else {})
-    config.eval.batch_size, config.train.dispatch = config.train.batch_size, "scan"
+    config.eval.batch_size = config.train.batch_size
+    config.train.dispatch = settings["dispatch"]
     validate(config)
     num_classes, size = settings["num_classes"], config.data.image_size
     samples = max(values // (3 * size**2), config.train.batch_size)
@@ -167,7 +169,9 @@ def _train(built: Experiment, count: int) -> Any:
         of_seed = lambda seed: built.like(replaced(built.config, {"seed": seed}))
         mesh = members.member_mesh(built.mesh, count)
         dispatch, shapes = sets.dispatch_together(list(map(of_seed, range(count))), mesh)
-    assert isinstance(dispatch, Scan), "the config says so"
+    if isinstance(dispatch, Single):
+        return dispatch.lower(shapes, _batch(built))
+    assert isinstance(dispatch, Scan), "the config asks for one of both"
     return dispatch.lower(shapes)
 
 

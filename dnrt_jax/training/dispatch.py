@@ -72,16 +72,15 @@ def create_dispatches(
     """
     mesh: Any = places.batch.mesh
     where, how = platform(mesh), config.train.dispatch
+    whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
+    packed = whole and optim.is_elementwise(config.optim) and where != "cpu"
+    packing = Packing(shapes, vectors_apart=where == "gpu") if packed else None
+    step = step_of(packing.unravel if packing else None)
     if in_loops(how, mesh):
         on_device = [task.on_device(mesh) for task in tasks]
         if None not in on_device:
-            whole = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shapes.params))
-            alike = optim.is_elementwise(config.optim)
-            packed = whole and alike and where != "cpu"
-            packing = Packing(shapes, vectors_apart=where == "gpu") if packed else None
-            step = step_of(packing.unravel if packing else None)
-            run = train_steps(step, split(mesh), on_device[0].shape, packing)
-            run = over(run, (0, 0, None, 1, 1, None), (0, 1))
+            run = train_steps(step, split(mesh), on_device[0].shape)
+            run = over(packing.around(run) if packing else run, (0, 0, None, 1, 1, None), (0, 1))
             out = places.state, of_steps(places.values)
             run = jax.jit(run, out_shardings=out, donate_argnums=1)
             order, most = of_steps(places.batch), config.train.dispatch_steps
@@ -89,8 +88,8 @@ def create_dispatches(
             return [Scan(run, *parts, order, most, where == "cpu") for parts in each]
         if how == "scan":
             raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
-    out = places.state, places.values
-    run = jax.jit(over(step_of(None), 0, 0), out_shardings=out, donate_argnums=1)
+    run = over(packing.around(step) if packing else step, 0, 0)
+    run = jax.jit(run, out_shardings=(places.state, places.values), donate_argnums=1)
     draws = [task.train_batches(mesh) for task in tasks]
     return [Single(run, *parts, where == "cpu") for parts in zip(numbers, draws, strict=True)]
 
@@ -166,12 +165,13 @@ class Single:
 
         return state, later
 
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The program of a step, for the shapes of a state and of a batch, not compiled yet."""
+        return self._step.lower(self._numbers, state, batch)
+
 
 def train_steps(
-    step: Step,
-    sharding: Any,
-    shape: tuple[int, ...] | None = None,
-    packing: Packing | None = None,
+    step: Step, sharding: Any, shape: tuple[int, ...] | None = None
 ) -> Callable[..., tuple[TrainState, Values]]:
     """Returns run(numbers, state, data, indices, mask, count) -> (state, values f32[S]).
 
@@ -181,8 +181,6 @@ def train_steps(
 
     Args:
       shape: of the input of one sample, if it lies flat in `data`.
-      packing: if given, the state is packed between its first and its last step, and `step` takes
-        it so.
     """
 
     def run(numbers, state, data, indices, mask, count):
@@ -191,12 +189,10 @@ def train_steps(
             state, values = step(numbers, state, take(data, indices[i], mask[i], sharding, shape))
             return state, jax.tree.map(lambda xs, x: xs.at[i].set(x), log, values)
 
-        state = packing.pack(state) if packing else state
         batch = take(data, indices[0], mask[0], sharding, shape)
         _, shapes = jax.eval_shape(step, numbers, state, batch)
         log = jax.tree.map(lambda x: jnp.zeros(len(indices), x.dtype), shapes)
-        state, log = jax.lax.fori_loop(0, count, body, (state, log))
-        return packing.unpack(state) if packing else state, log
+        return jax.lax.fori_loop(0, count, body, (state, log))
 
     return run
 

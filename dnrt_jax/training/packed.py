@@ -6,6 +6,7 @@ An elementwise optimiser and clipping by the global norm do to a vector what the
 takes longer than a kernel of their own. So do those of another dtype than the first.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,16 @@ class Packing:
         self._order = [i for i, _ in [*first, *rest]]
         self._sizes = [[size for _, size in part] for part in (first, rest)]
         self._alone = [i for i, _ in leaves if i not in self._order]
+
+    def around(self, run: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+        """Of run(numbers, packed state, ...) -> (packed state, values) the same for states that are
+        not packed."""
+
+        def unpacked(numbers, state, *args):
+            state, values = run(numbers, self.pack(state), *args)
+            return self.unpack(state), values
+
+        return unpacked
 
     def pack(self, state: TrainState) -> TrainState:
         """The state with its parameters and all that mirrors them packed."""

@@ -14,6 +14,7 @@ from dnrt_jax.runtime.errors import UserError
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.training.members import member_mesh
+from dnrt_jax.training.packed import Packing
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,16 @@ def test_many_steps_a_dispatch_train_as_one_by_one(config, in_memory):
     at_once, by_batch = evaluate(built, state), evaluate(alone, state)
     np.testing.assert_array_equal(at_once.pop("confusion"), by_batch.pop("confusion"))
     assert at_once == pytest.approx(by_batch, rel=1e-6)
+
+
+def test_an_accelerator_packs_the_state_for_a_step_on_a_stream(config, streamed, monkeypatch):
+    pack, packed = Packing.pack, []
+    record = lambda self, state: packed.append(state) or pack(self, state)
+    monkeypatch.setattr(Packing, "pack", record)
+    monkeypatch.setattr("dnrt_jax.training.dispatch.platform", lambda mesh: "gpu")
+    _, _, losses = train(changed(config, data__loader="stream"))
+    assert packed
+    np.testing.assert_allclose(losses, streamed[2], rtol=1e-4)
 
 
 def test_a_stream_cannot_be_scanned(config):

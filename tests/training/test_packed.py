@@ -101,8 +101,8 @@ def test_steps_on_a_packed_state_are_those_on_the_tree(monkeypatch, optimizer, d
         flat = {"inputs": inputs.reshape(SAMPLES, -1), "label": label}
         packing = Packing(jax.eval_shape(lambda: state))
         step = of_one(dataclasses.replace(step, unravel=packing.unravel))
-        ours = jax.jit(train_steps(step, one_device, SHAPE, packing), compiler_options=QUICK)
-        ours = ours({}, state, flat, *order, STEPS)
+        ours = packing.around(train_steps(step, one_device, SHAPE))
+        ours = jax.jit(ours, compiler_options=QUICK)({}, state, flat, *order, STEPS)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=within, atol=within)
     jax.tree.map(close, ours, (wanted, values))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.params, state.params)
