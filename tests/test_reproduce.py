@@ -12,7 +12,7 @@ import pytest
 from runs import ROOT, environment
 
 sys.path.insert(0, str(ROOT))
-from scripts import reproduce
+from scripts import reproduce, reproduce_plan, reproduce_results, reproduce_rows
 from scripts.study_results import first_table
 
 
@@ -58,7 +58,7 @@ def test_the_study_is_that_of_its_own_program(capsys):
 
 def test_the_first_small_study_is_that_of_its_results():
     rows = json.loads((ROOT / "results" / "study" / "first.json").read_text())
-    lines = reproduce.markdown(rows).splitlines()[2:]
+    lines = reproduce_results.markdown(rows).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     page = (ROOT / "docs" / "reproduce.md").read_text()
     for data, _, case, _, last, best, _, seeds in cells:
@@ -114,16 +114,18 @@ def test_the_table_has_means_deviations_and_the_difference():
     seeds = {str(i): {"step": 9, "last": v, "best": v + 2} for i, v in enumerate((60.0, 62.0))}
     row = {"dataset": "d", "model": "m", "case": "gelu", "paper": 65.4, "seeds": seeds}
     other = row | {"paper": None, "seeds": {}}
-    *_, first, second = reproduce.markdown([row, other]).splitlines()
+    *_, first, second = reproduce_results.markdown([row, other]).splitlines()
     assert first == "| d | m | gelu | 65.4 | 61.0 ± 1.4 | 63.0 ± 1.4 | -4.4 | 2 |"
     assert second == "| d | m | gelu |  | - | - |  | 0 |"
 
 
 def test_the_seeds_of_a_row_are_one_command_but_of_streamed_images(tmp_path):
-    rows = {row.dataset: row for row in reproduce.rows_of("table1", "full")}
-    make = lambda row, seed: reproduce.Run(row, seed, tmp_path / row.dataset / f"seed{seed}", {})
+    rows = {row.dataset: row for row in reproduce_rows.rows_of("table1", "full")}
+    make = lambda row, seed: reproduce_plan.Run(
+        row, seed, tmp_path / row.dataset / f"seed{seed}", {}
+    )
     runs = [make(rows[name], seed) for seed in (0, 1) for name in ("cifar10", "imagenet100")]
-    small, *large = reproduce.sets_of(runs)
+    small, *large = reproduce_plan.sets_of(runs)
     assert [run.seed for run in small] == [0, 1]
     assert [len(runs) for runs in large] == [1, 1]
     command = small[0].command_with(small[1:])
@@ -136,8 +138,8 @@ def test_a_part_of_a_table_does_not_erase_another():
     old = [row("gelu", **{"1": "a", "10": "b"}), row("relu", **{"1": "c"})]
     new = [row("gelu", **{"2": "d", "1": "e"})]
     seeds = {"1": "e", "2": "d", "10": "b"}
-    assert reproduce.merged(old, new) == [row("gelu", **seeds), row("relu", **{"1": "c"})]
-    assert list(reproduce.merged(old, new)[0]["seeds"]) == ["1", "2", "10"]
+    assert reproduce_results.merged(old, new) == [row("gelu", **seeds), row("relu", **{"1": "c"})]
+    assert list(reproduce_results.merged(old, new)[0]["seeds"]) == ["1", "2", "10"]
 
 
 @pytest.mark.slow
@@ -220,7 +222,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsy
         bad = "import sys; sys.exit('error: out of luck')"
         return [sys.executable, "-c", code.format(run.workdir, summary) if good else bad]
 
-    monkeypatch.setattr(reproduce.Run, "command", command)
+    monkeypatch.setattr(reproduce_plan.Run, "command", command)
     argv = ["table6", "--scale=tiny", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]
     assert reproduce.main([*argv, "--acts", "relu", "gelu", "raa"]) == 1
     out, err = capsys.readouterr()

@@ -15,7 +15,7 @@ from dnrt_jax.config_file import load
 from dnrt_jax.runtime.process import split_overrides
 
 sys.path.insert(0, str(ROOT))
-from scripts import reproduce
+from scripts import reproduce, reproduce_plan, reproduce_rows
 
 TABLES = ("table1", "table2", "table3", "table5", "table6")
 SMALL = ["train.steps=1", "train.batch_size=8", "eval.batch_size=8"]
@@ -46,7 +46,7 @@ def name_of(row):
     return f"{row.dataset} {row.model} {row.case}"
 
 
-ROWS = {(t, name_of(row)): row for t in TABLES for row in reproduce.rows_of(t, "full")}
+ROWS = {(t, name_of(row)): row for t in TABLES for row in reproduce_rows.rows_of(t, "full")}
 FIRSTS = {row.config: key for key, row in reversed(ROWS.items())}  # the first row of each config
 
 
@@ -57,7 +57,7 @@ def data(tmp_path_factory):
 
 def check(table, row, folder, data, *fields):
     """Trains a row for a step by its own command."""
-    run = reproduce.Run(row, 42, folder / "run", row.overrides() | {"seed": 42})
+    run = reproduce_plan.Run(row, 42, folder / "run", row.overrides() | {"seed": 42})
     done = subprocess.run(
         [*run.command(), *SMALL, *fields],
         cwd=ROOT,
@@ -115,7 +115,7 @@ def test_a_dry_run_tells_the_time_of_every_row_of_images(capsys, table):
 
 def test_the_parser_of_the_program_takes_every_row(tmp_path):
     for row in ROWS.values():
-        run = reproduce.Run(row, 42, tmp_path, row.overrides() | {"seed": 42})
+        run = reproduce_plan.Run(row, 42, tmp_path, row.overrides() | {"seed": 42})
         _, *words = run.command()
         words, overrides = split_overrides(words)
         assert words[:2] == ["-m", "dnrt_jax.main"]

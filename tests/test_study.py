@@ -23,7 +23,7 @@ from dnrt_jax.config import validate
 from dnrt_jax.config_file import load
 
 sys.path.insert(0, str(ROOT))
-from scripts import reproduce, study, study_figures
+from scripts import reproduce_results, study, study_figures
 from scripts.study_plan import CASES, Run, candidates, chosen, needed, read, run_of
 from scripts.study_results import first_table, summarize, tables
 
@@ -192,7 +192,7 @@ def numbers(text):
 def committed():
     """Every number of the tables, of the paper, and the ratios of the benchmarks."""
     first = json.loads(study.FIRST.read_text())
-    found = tables(read(study.RESULTS)) + first_table(first) + reproduce.markdown(first)
+    found = tables(read(study.RESULTS)) + first_table(first) + reproduce_results.markdown(first)
     found += (ROOT / "results/paper/tables.json").read_text()
     lines = (ROOT / "results/performance.jsonl").read_text().splitlines()
     ratios = [json.loads(line)["ratio"] for line in lines]
