@@ -75,6 +75,13 @@ def program():
     return hlo.parse(TEXT)
 
 
+def test_the_largest_number_of_cycles_is_no_estimate():
+    program = hlo.parse(TEXT.replace('"5000"', f'"{2**63 - 1}"'))
+    (copy,) = (i for i in program.computations["main.2"] if i.opcode == "copy")
+    assert copy.cycles is None
+    assert compiled._without_estimate(copy) == "others"
+
+
 def test_instructions_keep_their_parts(program):
     (copy,) = (i for i in program.computations["main.2"] if i.opcode == "copy")
     assert (copy.name, copy.result) == ("copy.1", "u8[50,4,4,3]{2,1,3,0}")

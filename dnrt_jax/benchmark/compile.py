@@ -177,7 +177,8 @@ def _without_estimate(instruction: hlo.Instruction) -> str | None:
         return "collectives"
     if instruction.opcode in ("copy-start", "slice-start", "async-start"):
         return "copies in flight"
-    return {"fusion": "gathers and scatters"}.get(opcode, "others")
+    moves = opcode == "fusion" and "estimated_cycles" not in instruction.attributes
+    return "gathers and scatters" if moves else "others"
 
 
 def compiled(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -38,9 +38,9 @@ class Instruction(NamedTuple):
 
     @property
     def cycles(self) -> int | None:
-        """The TPU compiler's estimate; None where it has none."""
+        """The TPU compiler's estimate; None where it has none, or says so by the largest number."""
         found = _first(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return None if found is None else int(found)
+        return None if found is None or int(found) == 2**63 - 1 else int(found)
 
     @property
     def called(self) -> list[str]:
