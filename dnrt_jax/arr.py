@@ -45,7 +45,12 @@ class Centroids(NamedTuple):
 
 
 def init(responses: Tree, num_classes: int) -> Centroids:
-    """Initial centroids for `responses`, a tree of [B, D_j] arrays or jax.ShapeDtypeStruct."""
+    """Initial centroids for `responses`, a tree of [B, D_j] arrays or jax.ShapeDtypeStruct.
+
+    Raises:
+      ValueError: for a response that is not [B, D].
+    """
+    _check_responses(responses)
     mean = jax.tree.map(lambda x: jnp.zeros((num_classes, x.shape[-1]), _dtype(x)), responses)
     return Centroids(mean, jnp.zeros(num_classes, jnp.int32))
 
@@ -88,7 +93,7 @@ def update(
 
     Args:
       responses: tree of [B, D_j].
-      labels: i32[B] in 0..K-1; the targets of any other label are NaN.
+      labels: integers [B] in 0..K-1; the targets of any other label are NaN.
       momentum: m, in 0..1; the weight of a new sample.
       mask: bool[B]; False rows (padding) are ignored, and their targets are undefined.
       axis_name: the mapped axis that splits the batch, inside `shard_map` or `pmap`.
@@ -97,8 +102,8 @@ def update(
       The targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
 
     Raises:
-      ValueError: for an unknown rule or target, "permuted" with one class only, or a concrete
-        momentum outside 0..1.
+      ValueError: for an unknown rule or target, "permuted" with one class only, a concrete
+        momentum outside 0..1, labels that are no integers, or a response that is not [B, D].
     """
     rules = {"sequential": _sequential, "centroid": _centroid}
     if rule not in rules:
@@ -106,6 +111,8 @@ def update(
     _check_target(target, centroids.count.shape[0])
     if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
         raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
+    _check_responses(responses)
+    labels = _index(labels)
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     # Masked rows are set to 0, as they may hold NaN and 0 * NaN is NaN.
     clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
@@ -234,6 +241,8 @@ def lookup(
     """
     mean, count = centroids
     _check_target(target, num_classes := count.shape[0])
+    _check_responses(responses)
+    labels = _index(labels)
     known = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(known, labels, num_classes)
     if target == "permuted":
@@ -321,6 +330,23 @@ def loss(
 def _dtype(x):
     """The dtype of centroids, targets and losses: float32, or float64 for float64 responses."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _index(labels):
+    """The labels as i32[B]: K, which stands for a bad label, may be too large for their dtype."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"arr: labels are integers, not {labels.dtype}")
+    return labels.astype(jnp.int32)
+
+
+def _check_responses(responses):
+    for x in jax.tree.leaves(responses):
+        if len(x.shape) != 2:
+            raise ValueError(
+                f"arr: a response is [B, D], not {list(x.shape)}; give those of a scan, [L, B, D], "
+                "as a list of layers"
+            )
 
 
 def _check_target(target, num_classes):

@@ -77,7 +77,12 @@ def record(module: nnx.Module, response: Array, name: str = "response") -> None:
     """Stores an aggregated response [B, D], for ARR, as the attribute `name` of `module`.
 
     Several responses of one module need different names.
+
+    Raises:
+      ValueError: if `module` has another attribute of that name.
     """
+    if not isinstance(getattr(module, name, None), Response | None):
+        raise ValueError(f"record: {type(module).__name__}.{name} exists; give another name")
     # Not `sow`, which warns outside `nnx.capture`, a function that older versions of Flax lack.
     setattr(module, name, Response(response))
 

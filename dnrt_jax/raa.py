@@ -66,7 +66,7 @@ def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
     w = w.astype(x.dtype)
     # As a 2-D matrix product: on XLA:CPU a sum over the last axis takes three times as long.
     rows = jnp.matmul(x.reshape(-1, x.shape[-1]), w, precision=jax.lax.Precision.HIGHEST)
-    return rows.reshape(*x.shape[:-1], -1) + b
+    return rows.reshape(*x.shape[:-1], *(w.shape[1:] or (1,))) + b
 
 
 def variant(base: str, shift: str, d: int) -> tuple[Callable[..., Array], tuple | None, tuple]:

@@ -195,6 +195,28 @@ def test_a_label_out_of_range_is_loud(batches, label):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("dtype", "num_classes"), [("uint8", 256), ("uint8", 1000), ("int8", 200)])
+def test_labels_of_any_integer_dtype_are_those_of_int32(rule, dtype, num_classes):
+    x, labels = jnp.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 3, 1, 5])
+    start = arr.init(x, num_classes)
+    ours, theirs = (
+        arr.update(start, x, labels.astype(kind), momentum=M, rule=rule)
+        for kind in (dtype, "int32")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    found = arr.lookup(ours[1], x, labels.astype(dtype))
+    np.testing.assert_array_equal(found, arr.lookup(ours[1], x, labels.astype("int32")))
+
+
+def test_labels_that_are_no_integers_and_stacked_layers_are_named():
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="labels are integers, not float32"):
+        arr.update(arr.init(x, 4), x, jnp.ones(2), momentum=M)
+    with pytest.raises(ValueError, match=r"is \[B, D\], not \[5, 2, 3\]"):
+        arr.init(jnp.ones((5, 2, 3)), 4)
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("label", [-1, 1])
 def test_a_label_out_of_range_moves_no_mean_and_keeps_none_from_moving(rule, label):
     x, labels = jnp.array([[2.0], [4.0], [6.0]]), jnp.array([label, 0, label])

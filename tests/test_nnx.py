@@ -74,6 +74,12 @@ def test_responses_are_a_tree_by_module_and_name_and_leave_the_model():
     assert face.responses(net) == {}
 
 
+def test_a_response_replaces_no_layer():
+    layer = nnx.Linear(D, D, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"Linear\.kernel exists"):
+        face.record(layer, jnp.ones((4, D)), "kernel")
+
+
 def test_the_example_of_the_docstring_trains_with_arr():
     doc = inspect.getdoc(face) or ""
     code = textwrap.dedent(doc.split("\n\n", 1)[1])

@@ -74,6 +74,12 @@ def test_leading_dimensions_are_a_batch(x):
     np.testing.assert_array_equal(raa(image, w, 0.1)[0].reshape(4, 6), raa(x, w, 0.1))
 
 
+@pytest.mark.parametrize("w", [jnp.ones(6), jnp.ones((6, 6)), None])
+def test_an_empty_batch_is_empty(w):
+    assert raa(jnp.zeros((0, 6)), w, 0.0).shape == (0, 6)
+    assert raa(jnp.zeros((2, 0, 6)), w, 0.0).shape == (2, 0, 6)
+
+
 @pytest.mark.parametrize(
     ("shift", "shapes"),
     [
