@@ -54,8 +54,13 @@ def load(
         return weight_files.read(source), weight_files.read_description(source)
 
     from dnrt_jax.config import model_kwargs
-    from dnrt_jax.runtime import workdir
+    from dnrt_jax.runtime import set_folder, workdir
 
+    if weights := weight_files.described_in(source):
+        raise WeightsError(f"{source}: a folder of weights; give {source / weights}")
+    if about := set_folder.read_members(source):
+        first, *_ = next(iter(about["settings"].values()))
+        raise WeightsError(f"{source}: a set of runs; give one of them, as {source / first}")
     config, variables, class_names = workdir.read_run(source, checkpoint)
     if "image_size" not in models.fields(config.model.name):
         raise WeightsError(
@@ -120,6 +125,11 @@ def _convert(
     mean, std = (known.mean, known.std) if known else IMAGENET
     same = known and args.model in (None, known.model["name"])
     model = {**(known.model if known and same else {"name": args.model}), **fields}
+    if "image_size" not in models.fields(model["name"]):
+        raise WeightsError(f"--model={model['name']}: takes no images")
+    for field in {"num_classes", "image_size"} & model.keys():
+        if model[field] < 1:
+            raise WeightsError(f"--{field}={model[field]}: must be 1 or more")
     mean = tuple(args.mean or mean)
     if "num_classes" not in model:
         model["num_classes"] = count_classes(state_dict, model, len(mean))
@@ -131,10 +141,14 @@ def _convert(
     if known and known.model["image_size"] == model["image_size"]:
         resize = known.eval_resize
     if args.class_names:
-        class_names = tuple(args.class_names.read_text().splitlines())
+        try:
+            class_names = tuple(args.class_names.read_text("utf-8").splitlines())
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"{args.class_names}: not UTF-8 ({error})") from None
     elif known and known.model["num_classes"] == model["num_classes"]:
         class_names = known.class_names
-    std, resize = tuple(args.std or std), args.eval_resize or resize
+    std = tuple(args.std or std)
+    resize = resize if args.eval_resize is None else args.eval_resize
     return state_dict, Description(model, mean, std, resize, class_names)
 
 

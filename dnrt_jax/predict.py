@@ -14,8 +14,10 @@ from dnrt_jax.runtime import train_extra  # noqa: F401
 # isort: split
 
 import argparse
+import io
 import json
 import logging
+import os.path
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -63,13 +65,14 @@ class Classifier:
         Raises:
           BrokenImage: if the file cannot be read.
         """
-        path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(name):  # Path.is_dir raises for a name that is too long
             raise decode.BrokenImage(f"{name}: no images below it ({', '.join(SUFFIXES)})")
         try:
-            data = path.read_bytes()
+            data = Path(name).read_bytes()
         except OSError as error:
             raise decode.BrokenImage(f"{name}: {error.strerror}") from None
+        except ValueError as error:  # a name that no file can have
+            raise decode.BrokenImage(f"{name!r}: {error}") from None
         with decode.opened(data, name) as image:
             image = decode.to_rgb(image).convert("L" if self.channels == 1 else "RGB")
             square = np.asarray(decode.fit(image, self.description.eval_resize))
@@ -111,15 +114,17 @@ def expand(arguments: Iterable[str]) -> Iterator[str]:
         if argument == "-":
             lines = (line.rstrip("\n") for line in sys.stdin)
             yield from expand(line for line in lines if line not in ("", "-"))
-        elif Path(argument).is_dir():
-            below = sorted(Path(argument).rglob("*"))
-            yield from [str(p) for p in below if p.suffix.lower() in SUFFIXES] or [argument]
+        elif os.path.isdir(argument):
+            below = (p for p in Path(argument).rglob("*") if p.suffix.lower() in SUFFIXES)
+            yield from [str(p) for p in sorted(below) if p.is_file()] or [argument]
         else:
             yield argument
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     keep_programs()
     with user_errors():
         args = _parse(argv)

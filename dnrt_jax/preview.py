@@ -124,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--out", type=Path, default=Path("preview.png"), help="output file: .png, .pdf or .svg"
         )
         args = parser.parse_args(words)
+        if args.out.suffix.lower() not in (".png", ".pdf", ".svg"):
+            parser.error(f"--out={args.out}: its name must end in .png, .pdf or .svg")
         config = load(args.config, overrides)
         validate(config)
         grid = rows(config)

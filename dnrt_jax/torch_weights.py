@@ -44,7 +44,7 @@ def _torch_name(path: FlaxPath, paths: Mapping[FlaxPath, Any]) -> str:
 
 def _to_torch_layout(leaf: str, value: np.ndarray) -> np.ndarray:
     if leaf == "kernel":
-        return value.T if value.ndim == 2 else value.transpose(3, 2, *range(value.ndim - 2))
+        return value.transpose(-1, -2, *range(value.ndim - 2)) if value.ndim > 1 else value
     if leaf == "w":
         return value.T if value.ndim == 2 else value[None]
     return value[None] if leaf == "b" and value.ndim == 0 else value
@@ -197,7 +197,7 @@ def count_classes(state_dict: StateDict, model: Mapping[str, Any], channels: int
     """
     example = models.create(**{**model, "num_classes": 1})
     names = sorted(_torch_name(path, {}) for path in _head(example, channels))
-    sizes = [len(state_dict[name]) for name in names if name in state_dict]
+    sizes = [len(state_dict[name]) for name in names if np.ndim(state_dict.get(name, 0))]
     if not sizes:
         raise WeightsError(f"no head of {model['name']} in the weights: {', '.join(names)} missing")
     return sizes[0]

@@ -14,13 +14,15 @@ TOKEN = "hf_of_the_test"
 class Hub:
     """`repos` holds {OWNER/NAME: {revision: {file: content}}}; every change is a new commit.
 
-    damaged: files whose content differs from their checksum. gated: repositories that ask for a
-    token. requests: the paths asked for. defects: exceptions of the stand-in itself.
+    failing: files for which the hub answers 500. damaged: files whose content differs from their
+    checksum. gated: repositories that ask for a token. requests: the paths asked for. defects:
+    exceptions of the stand-in itself.
     """
 
     def __init__(self):
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.damaged: set[str] = set()
+        self.failing: set[str] = set()
         self.gated: set[str] = set()
         self.requests: list[str] = []
         self.defects: list[BaseException | None] = []
@@ -65,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "GatedRepo")
         if revision not in commits:
             return self.refuse(404, "RevisionNotFound")
+        if name in self.hub.failing:
+            return self.refuse(500, "Failed")
         commit = {"X-Repo-Commit": self.sha(repo, revision)}
         if name not in commits[revision]:
             return self.refuse(404, "EntryNotFound", commit)

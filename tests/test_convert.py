@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_files_of_before(tmp_path, monkeypatch):
 def test_the_config_of_others_is_not_overwritten(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "b.safetensors").touch()
-    with pytest.raises(ValueError, match="belongs to something else; write to a folder of its own"):
+    with pytest.raises(ValueError, match=r"belongs to (something else|b.safetensors); write to a"):
         weight_files.write(tmp_path / "a.safetensors", {}, description())
     assert (tmp_path / "config.json").read_text() == content
     assert not (tmp_path / "a.safetensors").exists()
@@ -246,6 +246,8 @@ def test_renamed_weights_keep_their_description(tmp_path):
         ({"class_names": ["x"]}, "1 class names for 5 classes"),
         ({"std": [1]}, "need one value per channel"),
         ({"std": [1, 0, 1]}, "must be above 0"),
+        ({"std": [1, float("nan"), 1]}, "must be above 0"),
+        ({"mean": [123, 116, 103]}, "must be in 0 .. 1"),
         ({"eval_resize": 7}, "below image_size=8"),
         ({"mean": 3}, "not iterable"),
         ({"model": {}}, "num_classes"),
@@ -260,7 +262,6 @@ def test_a_damaged_description_is_named(tmp_path, changed, message):
 
 
 WHOLE = safetensors.numpy.save({"a": np.ones(3, np.float32)})
-FLOAT8 = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
 OVERLAPPING = WHOLE.replace(b"[0,12]", b"[4,16]")
 
 
@@ -274,7 +275,6 @@ OVERLAPPING = WHOLE.replace(b"[0,12]", b"[4,16]")
         OVERLAPPING,
         struct.pack("<Q", 2**62) + b"{}",  # a header of exabytes
         struct.pack("<Q", 10 * 2**30) + b"{}" + bytes(100),  # one of 10 GB
-        struct.pack("<Q", len(FLOAT8)) + FLOAT8 + b"x",
     ],
 )
 def test_a_damaged_safetensors_file_is_one_line(tmp_path, capsys, content):
@@ -372,6 +372,40 @@ def test_names_of_a_distributed_model_and_bfloat16_are_understood(tmp_path, torc
         weight_files.read(tmp_path / "a.pth"),
         {"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)},
     )
+
+
+def raw(path, tensors):
+    """A .safetensors file with tensors {name: (dtype, shape, bytes)}."""
+    header, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += content
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + data)
+
+
+def test_safetensors_of_bfloat16_and_of_a_distributed_model_are_understood(tmp_path):
+    content = {"module.a": ("BF16", [2], b"\x80\x3f\x00\xc0"), "module.b": ("F16", [], b"\0\x3c")}
+    raw(tmp_path / "a.safetensors", content)
+    found = weight_files.read(tmp_path / "a.safetensors")
+    assert_equal(found, {"a": np.float32([1, -2]), "b": np.float16(1)})
+    raw(tmp_path / "b.safetensors", {"a": ("F8_E4M3", [1], b"\0")})
+    with pytest.raises(ValueError, match="a is of dtype F8_E4M3, which is not supported"):
+        weight_files.read(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3, 4, 5])
+def test_kernels_of_any_rank_return_from_torchs_layout(ndim):
+    kernel = np.random.default_rng(0).random(range(2, 2 + ndim))
+    there = torch_weights._to_torch_layout("kernel", kernel)
+    back = torch_weights._from_torch_layout("kernel", there, kernel.shape)
+    np.testing.assert_array_equal(back, kernel)
+
+
+def test_a_model_without_images_is_refused(source, tmp_path, capsys):
+    line = failing(capsys, source, tmp_path / "out.safetensors", "--model=gcn")
+    assert line.endswith("--model=gcn: takes no images")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -30])
@@ -472,12 +506,25 @@ def test_a_file_alone_does_not_say_its_model(source, tmp_path, capsys):
         ({"out": "a.pth"}, "must end in .safetensors"),
         ({"class_names": "names.txt"}, "2 class names for 5 classes"),
         ({"class_names": "none.txt"}, "none.txt"),
+        ({"class_names": "latin.txt"}, "latin.txt: not UTF-8"),
+        ({"num_classes": "0"}, "--num_classes=0: must be 1 or more"),
+        ({"image_size": "-8"}, "--image_size=-8: must be 1 or more"),
+        ({"eval_resize": "0"}, "eval_resize=0: below image_size=8"),
+        ({"source": "exported"}, "a folder of weights; give exported/a.safetensors"),
+        ({"source": "set"}, "a set of runs; give one of them, as set/seed0"),
         ({"mean": "0.5"}, "patch_embed.proj.weight [8, 3, 2, 2], not [8, 1, 2, 2]"),
     ],
 )
 def test_a_mistake_is_one_line(source, tmp_path, capsys, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
     Path("names.txt").write_text("ant\nbee\n")
+    Path("latin.txt").write_text("caf\xe9\n", "latin-1")
+    for name, content in {
+        "exported/config.json": {"weights": "a.safetensors"},
+        "set/members.json": {"settings": {"": ["seed0", "seed1"]}},
+    }.items():
+        Path(name).parent.mkdir()
+        Path(name).write_text(json.dumps(content))
     flags = {"model": "vit_tiny_patch4_32", **VIT, **changes}
     arguments = [flags.pop("source", str(source)), flags.pop("out", "out.safetensors")]
     with pytest.raises(SystemExit) as error:

@@ -121,6 +121,20 @@ def test_another_model_than_that_of_the_config_keeps_its_normalisation(tmp_path)
     assert described.mean == (0.5, 0.4, 0.3)
 
 
+def test_a_config_that_does_not_come_is_not_taken_for_absent(hub, tmp_path, capsys):
+    commit = hub.commit(NAME, FILES)
+    hub.failing.add("config.json")
+    with pytest.raises(SystemExit):
+        convert.main(
+            [f"hf:{NAME}", str(tmp_path / "out/a.safetensors"), "--model=vit_tiny_patch4_32"]
+        )
+    assert f"error: hf:{NAME}: the hub does not send its config.json" in capsys.readouterr().err
+    hub.failing.clear()
+    _, described = convert.load(f"hf:{NAME}@{commit}")  # the weights are in the cache now
+    assert described is not None
+    assert described.mean == (0.5, 0.4, 0.3)
+
+
 def test_a_branch_and_a_commit_are_what_they_were(hub):
     first = hub.commit(NAME, FILES)
     other = {"model.safetensors": safetensors.numpy.save({"a": np.ones(1, np.float32)})}

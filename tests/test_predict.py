@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -154,6 +155,21 @@ def test_a_broken_image_is_one_line_and_the_others_are_predicted(
     assert [list(r) for r in results] == [
         ["image", field] for field in ("predictions", "error", "error", "error", "predictions")
     ]
+
+
+def test_no_name_of_a_file_ends_the_predictions(exported, pictures, tmp_path, monkeypatch):
+    folder = tmp_path / "odd"
+    (folder / "folder.png").mkdir(parents=True)
+    latin = os.fsdecode(b"caf\xe9.png")
+    (folder / latin).write_bytes(pictures[0].read_bytes())
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    names = [str(folder), "a\0b", "x" * 300, str(pictures[1])]
+    assert predict.main([f"--weights={exported}", *names]) == 1
+    out.seek(0)
+    first, second = out.read().splitlines()
+    assert first.startswith(f"{folder}/caf\\udce9.png: ")
+    assert second.startswith(f"{pictures[1]}: ")
 
 
 def test_a_run_and_its_export_predict_the_same(tmp_path, capsys):

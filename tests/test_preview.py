@@ -46,6 +46,13 @@ def test_small_and_large_data_are_shown_alike(tmp_path, monkeypatch, streamed):
         assert set(np.unique(np.rint(row.evaluation * 255))) <= set(range(100 + first, 104 + first))
 
 
+def test_a_picture_of_an_unknown_kind_is_refused_before_the_work(capsys):
+    with pytest.raises(SystemExit) as ended:
+        preview.main(["--config=configs/digits.py", "--out=grid.bmp"])
+    assert ended.value.code == 2
+    assert "--out=grid.bmp: its name must end in .png, .pdf or .svg" in capsys.readouterr().err
+
+
 def test_the_picture_has_room_for_every_row(tmp_path):
     image = np.zeros((2, 4, 4, 1))
     few, many = ([preview.Row(f"class {i}", image, image[:1])] * i for i in (2, 45))

@@ -40,13 +40,18 @@ def fetch(name: str) -> Path:
     repo, revision = _parse(name)
     with _one_line(name):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         offline = _is_in_cache_only(repo, revision)
         path = Path(hf_hub_download(repo, WEIGHTS, revision=revision, local_files_only=offline))
         commit = path.parent.name
-        with suppress(EntryNotFoundError):
+        try:
             hf_hub_download(repo, CONFIG, revision=commit, local_files_only=offline)
+        except LocalEntryNotFoundError:  # an EntryNotFoundError, too
+            if not offline:
+                raise WeightsError(f"{name}: the hub does not send its {CONFIG}") from None
+        except EntryNotFoundError:
+            pass  # the repository has none
     _check_sum(path, name)
     return path
 
@@ -112,7 +117,9 @@ def _is_in_cache_only(repo: str, revision: str | None) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     cached = isinstance(try_to_load_from_cache(repo, WEIGHTS, revision=revision), str)
-    if constants.HF_HUB_OFFLINE or (cached and _is_commit(revision)):
+    # Not None also where the cache knows that there is no such file.
+    both = cached and try_to_load_from_cache(repo, CONFIG, revision=revision) is not None
+    if constants.HF_HUB_OFFLINE or (both and _is_commit(revision)):
         return True
     try:  # hf_hub_download would try for a minute to reach the hub
         _find_host()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from dnrt_jax.runtime import storage
@@ -25,6 +26,8 @@ from dnrt_jax.runtime.storage import AnyPath
 StateDict = dict[str, np.ndarray]  # {torch name: array}
 
 CONFIG = "config.json"
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+DTYPES |= {"I16": "<i2", "I8": "i1", "BOOL": "?"}
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 TIMM_ACTS = {"resnet18": "relu"}  # the transformers have gelu
 
@@ -54,8 +57,12 @@ class Description:
             raise WeightsError(
                 f"mean={self.mean}, std={self.std}: need one value per channel, 1 or 3"
             )
-        if min(self.std) <= 0:
+        if not all(0 <= m <= 1 for m in self.mean):
+            raise WeightsError(f"mean={self.mean}: must be in 0 .. 1, of pixels in 0 .. 1")
+        if not all(s > 0 for s in self.std):
             raise WeightsError(f"std={self.std}: must be above 0")
+        if num_classes < 1:
+            raise WeightsError(f"num_classes={num_classes}: must be 1 or more")
         if self.eval_resize < image_size:
             raise WeightsError(f"eval_resize={self.eval_resize}: below image_size={image_size}")
         if self.class_names is not None and len(self.class_names) != num_classes:
@@ -74,18 +81,34 @@ def read(path: AnyPath) -> StateDict:
     if not storage.is_file(path):
         raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
-    raise WeightsError(f"{path}: not a weight file; supported are .safetensors and .pth")
+        tensors = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors = _read_torch(path)
+    else:
+        raise WeightsError(f"{path}: not a weight file; supported are .safetensors and .pth")
+    wrapped = all(name.startswith("module.") for name in tensors)  # by DistributedDataParallel
+    return {name.removeprefix("module.") if wrapped else name: x for name, x in tensors.items()}
 
 
 def _read_safetensors(path: AnyPath) -> StateDict:
     data = storage.read(path)
     try:
-        return safetensors.numpy.load(data)
-    except Exception as error:  # it raises its own, and others for unknown dtypes
+        tensors = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
         raise WeightsError(f"{path}: not a whole .safetensors file ({error})") from None
+    return {name: _array(path, name, tensor) for name, tensor in tensors}
+
+
+def _array(path: AnyPath, name: str, tensor: dict[str, Any]) -> np.ndarray:
+    """A tensor of a .safetensors file."""
+    dtype, data = tensor["dtype"], tensor["data"]
+    if dtype == "BF16":  # numpy has none; float32 holds the same values
+        array = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    elif dtype in DTYPES:
+        array = np.frombuffer(data, DTYPES[dtype])
+    else:
+        raise WeightsError(f"{path}: {name} is of dtype {dtype}, which is not supported")
+    return array.reshape(tensor["shape"])
 
 
 def _read_torch(path: AnyPath) -> StateDict:
@@ -117,16 +140,9 @@ def _read_torch(path: AnyPath) -> StateDict:
         raise WeightsError(
             f"{path}: no state dict {{name: tensor}} in it, nor under 'model' or 'state_dict'"
         )
-    wrapped = all(name.startswith("module.") for name in content)  # by DistributedDataParallel
     # numpy has no bfloat16; float32 holds the same values.
-    return {
-        name.removeprefix("module.") if wrapped else name: (
-            value.float() if value.dtype == torch.bfloat16 else value
-        )
-        .detach()
-        .numpy()
-        for name, value in content.items()
-    }
+    as_float = lambda x: x.float() if x.dtype == torch.bfloat16 else x
+    return {name: as_float(value).detach().numpy() for name, value in content.items()}
 
 
 def read_description(path: AnyPath) -> Description | None:
@@ -135,10 +151,10 @@ def read_description(path: AnyPath) -> Description | None:
     Raises:
       WeightsError: for a damaged config.json.
     """
-    content = _read_config(path)
-    if content is None:
-        return None
     try:
+        content = _read_config(path)
+        if content is None:
+            return None
         return _of_timm(content) if "architecture" in content else _of_own(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(
@@ -146,21 +162,36 @@ def read_description(path: AnyPath) -> Description | None:
         ) from None
 
 
+def described_in(folder: AnyPath) -> str | None:
+    """The name of the weights that the config.json of `folder` describes, if it does."""
+    try:
+        content = json.loads(storage.read(folder / CONFIG))
+    except (FileNotFoundError, ValueError):
+        return None
+    name = content.get("weights") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def _read_config(path: AnyPath) -> dict[str, Any] | None:
     """The config.json of the weights `path`, ours or timm's; None if there is none."""
     try:
         content = json.loads(storage.read(path.with_name(CONFIG)))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
     if not isinstance(content, dict):
         return None
     if isinstance(content.get("architecture"), str):
         return content
-    described = content.get("weights")
-    if not isinstance(described, str):
-        return None
+    return None if _other_owner(path) else content
+
+
+def _other_owner(path: AnyPath) -> str | None:
+    """What the config.json beside the weights `path` belongs to, if not to them."""
+    described = described_in(path.parent)
+    if described is None:
+        return "something else" if storage.is_file(path.with_name(CONFIG)) else None
     is_of_others = described != path.name and storage.is_file(path.with_name(described))
-    return None if is_of_others else content
+    return described if is_of_others else None
 
 
 def _of_own(content: dict[str, Any]) -> Description:
@@ -177,6 +208,7 @@ def _of_timm(content: dict[str, Any]) -> Description:
     given = content.get("pretrained_cfg", content)  # one table in files of before 2023
     name, (_, image_size, _) = content["architecture"], given["input_size"]
     model = {"name": name, "act": TIMM_ACTS.get(name, "gelu"), "image_size": image_size}
+    model |= {"distilled": False} if name == "deit_tiny_patch16_224" else {}  # here also the other
     model["num_classes"] = content.get("num_classes", given["num_classes"])
     for keyword, value in content.get("model_args", {}).items():
         model["image_size" if keyword == "img_size" else keyword] = value
@@ -212,8 +244,8 @@ def write_bytes(path: AnyPath, content: bytes, description: Description) -> None
       OSError: errors of the file system.
     """
     config = path.with_name(CONFIG)
-    if storage.is_file(config) and "weights" not in (_read_config(path) or {}):
-        raise WeightsError(f"{config}: belongs to something else; write to a folder of its own")
+    if owner := _other_owner(path):
+        raise WeightsError(f"{config}: belongs to {owner}; write to a folder of its own")
     described = {"weights": path.name, **asdict(description)}
     storage.make_folder(path.parent)
     storage.write_all({path: content, config: json.dumps(described, indent=2).encode() + b"\n"})
