@@ -134,7 +134,8 @@ FIELDS = {
         "auto",
         choice("auto", "scan", "single"),
         "scan: many steps per dispatch, with the data set in device memory; single: one step per "
-        "dispatch; auto: scan on an accelerator if the data set fits, else single",
+        "dispatch; auto: scan on an accelerator if the data set fits a quarter of its "
+        "memory, else single",
         free=True,
     ),
     "train.dispatch_steps": Field(

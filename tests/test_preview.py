@@ -7,7 +7,7 @@ from PIL import Image
 
 from dnrt_jax import preview
 from dnrt_jax.config import default
-from dnrt_jax.data import datasets, stream
+from dnrt_jax.data import datasets
 
 
 def a_config(**data):
@@ -31,7 +31,7 @@ def test_every_class_has_its_own_images():
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_small_and_large_data_are_shown_alike(tmp_path, monkeypatch, streamed):
-    monkeypatch.setattr(stream, "MEMORY_BYTES", 0 if streamed else 2**30)
+    monkeypatch.setattr(datasets, "MEMORY_BYTES", 0 if streamed else 2**30)
     write_folder(tmp_path / "pets", pets(images=4))
     config = a_config(
         name="pets", dir=str(tmp_path), image_size=6, eval_resize=6, crop="random_resized"

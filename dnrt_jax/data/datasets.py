@@ -24,6 +24,7 @@ from dnrt_jax.runtime.storage import AnyPath
 
 SPLITS = ("train", "test")
 SKIPPED_AT_MOST = 0.01
+MEMORY_BYTES = 4 * 2**30  # of images in memory; more are streamed or made smaller
 
 
 def names() -> tuple[str, ...]:
@@ -71,12 +72,9 @@ def load(
     imbalance: float = 0,
     on_error: str = "stop",
 ) -> Dataset:
-    """One split in memory. Sizes are kept where all images have the same; images of several sizes
-    become squares, ready for the evaluation crop: see `decode.fit`, `decode.eval_side`.
-
-    If all images have the same size, it is kept; otherwise images become squares of the size needed
-    for the evaluation crop, see `images.fit` and `images.eval_side`. Warns of classes without test
-    images.
+    """One split in memory. If all images have the same size, it is kept, unless they then take more
+    than 4 GiB. Otherwise images become their centre squares, as for the evaluation crop, with a
+    warning: see `decode.fit`, `decode.eval_side`. Warns of classes without test images, too.
 
     Args:
       image_size: input size of the model; used only for images of different sizes.
@@ -107,11 +105,11 @@ def _load(name: str, data_dir: Path, split: str, image_size: int, on_error: str)
     if (source := find(name, data_dir, split)) is not None:
         where = f"{name} ({split})"
         if not isinstance(source, image_folder.Archive):
-            return decode_all(source, where, image_size=image_size, on_error=on_error)
+            return decode_all(source, where, image_size, on_error)
         path = cache.path_for(source.path, split, image_size)
         if (cached := cache.read(path)) is not None:
             return Dataset(*cached)
-        dataset = decode_all(source, where, image_size=image_size, on_error=on_error)
+        dataset = decode_all(source, where, image_size, on_error)
         if len(dataset) == len(source):  # nothing skipped, so nothing to warn of next time
             cache.write(path, dataset.images, dataset.labels, dataset.class_names)
         return dataset
@@ -152,23 +150,32 @@ def digits(split: str) -> Dataset:
     return Dataset(pixels[chosen], labels[chosen], tuple("0123456789"))
 
 
-def decode_all(source: Source, where: str, *, image_size: int, on_error: str) -> Dataset:
+def decode_all(source: Source, where: str, image_size: int, on_error: str) -> Dataset:
     """All examples of `source`, in order; arguments as of `load`.
 
     Raises:
       DataError: if there are no images, or unreadable ones (with on_error="skip", too many).
     """
+    side = decode.eval_side(image_size)
     try:
-        return _decode(source, where, None, on_error)
-    except _SeveralSizes:
-        return _decode(source, where, decode.eval_side(image_size), on_error)
+        return _decode(source, where, None, side, on_error)
+    except _Squares as reason:
+        logging.warning(
+            "%s: %s, so each becomes its centre square of %d pixels; data.loader=stream takes "
+            "random crops of whole images",
+            where,
+            reason,
+            side,
+        )
+        return _decode(source, where, side, side, on_error)
 
 
-class _SeveralSizes(Exception):
-    pass
+class _Squares(Exception):
+    """Why images have to become squares."""
 
 
-def _decode(source: Source, where: str, side: int | None, on_error: str) -> Dataset:
+def _decode(source: Source, where: str, side: int | None, smallest: int, on_error: str) -> Dataset:
+    """Images as squares of `side`, or as they are, if they have one size and can be kept."""
     pixels, labels, broken = None, [], []
     for index in range(len(source)):
         try:
@@ -179,9 +186,11 @@ def _decode(source: Source, where: str, side: int | None, on_error: str) -> Data
             check_broken(broken, len(source), where, on_error)
             continue
         if pixels is None:
+            if image.nbytes * len(source) > MEMORY_BYTES and min(image.shape[:2]) > smallest:
+                raise _Squares(f"the images would take more than {MEMORY_BYTES / 2**30:.2g} GiB")
             pixels = np.empty((len(source), *image.shape), np.uint8)
         if image.shape != pixels.shape[1:]:
-            raise _SeveralSizes
+            raise _Squares("the images have several sizes")
         pixels[len(labels)] = image
         labels.append(example.label)
     if broken:

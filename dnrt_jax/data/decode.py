@@ -13,6 +13,7 @@ from dnrt_jax.runtime.errors import DataError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EVAL_CROP = 0.875
 EXIF_ORIENTATION = 0x0112
+BITS_PER_SAMPLE = 0x0102  # of TIFF
 # The transpose for each EXIF orientation (as in Pillow's ImageOps.exif_transpose).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,8 +93,8 @@ def _convert(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
+        grey, bits = np.asarray(image), getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE)
+        if grey.min() < 0 or grey.max() > 65535 or bits == (32,):
             raise ValueError("32-bit pixels have no known range; save it with 8 or 16 bits")
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "F":

@@ -54,7 +54,7 @@ class ImageFolder:
         files = (
             Entry(folder, name, str((Path(path) / file).relative_to(root / folder / name)))
             for name in self.class_names
-            for path, _, found in os.walk(root / folder / name, onerror=_raise, followlinks=True)
+            for path, found in _walk(root / folder / name)
             for file in found
         )
         self.folder = root / folder
@@ -145,6 +145,16 @@ def _folders(parent: Path) -> list[str]:
 def _raise(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # the test split may lack classes
         raise error
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below with the names of its files, but hidden folders and links to above."""
+    for path, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        is_above = lambda name, path=path: (
+            Path(path).resolve().is_relative_to(Path(path, name).resolve())
+        )
+        folders[:] = [name for name in folders if not (_litter(name) or is_above(name))]
+        yield path, files
 
 
 def _litter(name: str) -> bool:

@@ -1,5 +1,6 @@
 """A split as arrays in memory, its validation, and long-tailed subsets."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,14 @@ def long_tailed(dataset: Dataset, imbalance: float) -> Dataset:
                 f" of at most {largest}; choose a smaller ratio"
             )
         kept.append(np.flatnonzero(dataset.labels == label)[:size])
+        if len(kept[-1]) < size:
+            logging.warning(
+                "data.imbalance=%g: class %r has only %d of the %d images that the profile wants",
+                imbalance,
+                dataset.class_names[label],
+                len(kept[-1]),
+                size,
+            )
     return dataset.subset(np.sort(np.concatenate(kept)))
 
 

@@ -7,6 +7,10 @@ a checkpoint is therefore one number, and a run can be resumed with other number
 import atexit
 import logging
 import math
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +21,7 @@ from PIL import Image
 
 from dnrt_jax.data import classes, datasets, decode, image_folder
 from dnrt_jax.data.order import epoch_order
+from dnrt_jax.data.reading import one_line
 from dnrt_jax.data.source import Source, Subset
 from dnrt_jax.runtime.errors import DataError
 
@@ -24,7 +29,6 @@ from dnrt_jax.runtime.errors import DataError
 # (64 MB in many containers) stays small.
 CHUNK = 32
 ENDLESS = 2**40
-MEMORY_BYTES = 4 * 2**30
 KEYS = ("inputs", "label", "mask")
 
 Batch = dict[str, np.ndarray]
@@ -104,7 +108,15 @@ class Stream:
         if not self._running:
             self._running.append(self._start())
             atexit.register(self._end)  # after multiprocessing, so that it runs before it
-        parts = [next(self._running[0]) for _ in range(self._chunks.per_batch)]
+        try:
+            parts = [next(self._running[0]) for _ in range(self._chunks.per_batch)]
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images was killed ({one_line(error)}), perhaps as memory "
+                "ran out: lower data.workers; the same command resumes"
+            ) from None
         self._position += 1
         self._answer_broken([line for part in parts for line in part["broken"]])
         return {key: np.concatenate([part[key] for part in parts]) for key in KEYS}
@@ -141,7 +153,7 @@ class Stream:
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which must be parsed
         chunks = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
-        return iter(chunks.mp_prefetch(options))
+        return iter(chunks.mp_prefetch(options, _start_worker))
 
     def _answer_broken(self, lines: list[str]) -> None:
         for line in lines:
@@ -150,6 +162,22 @@ class Stream:
                 source = self._chunks.source
                 datasets.check_broken(self._broken, len(source), repr(source), self._on_error)
                 logging.warning("skipped a broken image: %s", line)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leaves signals to the run, as Ctrl-C reaches its workers, too, and ends the worker when the
+    run was killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end(running: list[Any]) -> None:
@@ -262,5 +290,5 @@ def is_large(source: Source, image_size: int) -> bool:
     """Whether the decoded images would take more than 4 GiB and should be streamed."""
     whole = _whole(source)
     if isinstance(whole, image_folder.Archive):
-        return whole.path.stat().st_size > MEMORY_BYTES
-    return len(source) * decode.eval_side(image_size) ** 2 * 3 > MEMORY_BYTES
+        return whole.path.stat().st_size > datasets.MEMORY_BYTES
+    return len(source) * decode.eval_side(image_size) ** 2 * 3 > datasets.MEMORY_BYTES

@@ -50,13 +50,18 @@ class Prepared:
         self.class_names = tuple(label.names)
         self.decoders = {self.image_key: tfds.decode.SkipDecoding()}
 
-        self.split = next((name for name in SPLITS[split] if name in info.splits), "")
-        if not self.split:
+        known = [name for name in SPLITS[split] if name in info.splits]
+        if not known:
             wanted = " or ".join(SPLITS[split])
             raise DataNotFoundError(
                 f"{folder} has no split {wanted}, only {', '.join(info.splits)}"
             )
-        shards = info.splits[self.split]
+        self._open(info, known[0])
+        if len(known) > 1 and len(self) and self[0].label < 0:
+            self._open(info, known[1])  # ImageNet's test split has no labels
+
+    def _open(self, info: Any, split: str) -> None:
+        self.split, folder, shards = split, self.folder, info.splits[split]
         file_format = info.file_format.value if info.file_format else "unknown"
         self.records = _records(folder, file_format, [str(path) for path in shards.filepaths])
         if len(self.records) != shards.num_examples:

@@ -79,7 +79,8 @@ def _said(error: Exception) -> str | None:
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
         return (
             f"the device is out of memory ({str(error).splitlines()[0]}); lower "
-            "config.train.batch_size, or set config.train.accumulate or config.parallel.fsdp"
+            "config.train.batch_size, or set config.train.accumulate or config.parallel.fsdp; data "
+            "in device memory leave it with config.train.dispatch=single"
         )
     return None
 

@@ -25,6 +25,11 @@ def platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def device_memory() -> int | None:
+    """Bytes of a device, where it tells them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

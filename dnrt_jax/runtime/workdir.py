@@ -6,6 +6,7 @@ and TensorBoard event files.
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -255,7 +256,8 @@ def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | 
     the test split."""
     evaluated = [r for r in records if f"test/{metric}" in r]
     score = lambda r: r.get(f"valid/{metric}", r[f"test/{metric}"])
-    return max(evaluated, key=score, default=None)
+    # NaN, as the AUC of a split of one class, is never the best.
+    return max(evaluated, key=lambda r: (not math.isnan(score(r)), score(r)), default=None)
 
 
 def find_step(folder: AnyPath, name: str) -> int | None:

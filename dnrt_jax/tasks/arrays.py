@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dnrt_jax.data.order import epoch_batches
 from dnrt_jax.runtime.multihost import own_rows
-from dnrt_jax.runtime.sharding import replicated, split
+from dnrt_jax.runtime.sharding import device_memory, replicated, split
 from dnrt_jax.tasks.base import OnDevice
 from dnrt_jax.training import metrics
 from dnrt_jax.training.dispatch import take
@@ -35,6 +35,12 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def fits_devices(self) -> bool:
+        """Whether a copy takes at most a quarter of a device's memory, where that is told."""
+        memory = device_memory()
+        return memory is None or self.inputs.nbytes <= memory / 4
 
     def train_batches(self, batch_size: int, seed: int, mesh: Mesh) -> Callable[[int], Iterator]:
         """As `Task.train_batches`: each sample once per epoch, in an order from (seed, epoch)."""

@@ -108,7 +108,10 @@ class ImageClassification(Task):
             "what to do with an unreadable image; skip allows 1% of the split, at least one",
         ),
         "data.loader": Field(
-            "auto", choice("auto", "memory", "stream"), "auto streams data sets of more than 4 GiB"
+            "auto",
+            choice("auto", "memory", "stream"),
+            "auto streams data sets of more than 4 GiB; in memory, images of several sizes become "
+            "centre squares before the random crop",
         ),
         "data.workers": Field(
             0, integer(0), "decoder processes of a stream; 0 uses a thread", free=True
@@ -171,7 +174,13 @@ class ImageClassification(Task):
         return self._train.train_batches(self.batch_size, self._config.seed, mesh)
 
     def on_device(self, mesh: Mesh) -> OnDevice | None:
+        if not self._goes_to_devices(self._train):
+            return None
         return self._train.on_device(self.batch_size, self._config.seed, mesh)
+
+    def _goes_to_devices(self, split: "Split") -> bool:
+        """Whether a split in memory is to be copied to the devices as a whole."""
+        return self._config.train.dispatch == "scan" or split.fits_devices
 
     def check_mesh(self, mesh: Mesh) -> None:
         parts = mesh.size * self._config.train.accumulate
@@ -184,7 +193,7 @@ class ImageClassification(Task):
         step, steps = self._eval_steps(model, mesh)
 
         def results_of(split: Split) -> Callable[[Any], Iterator[Any]]:
-            if whole and isinstance(split, Arrays):
+            if whole and isinstance(split, Arrays) and self._goes_to_devices(split):
                 return split.at_once(steps, mesh)
             return lambda state: map(partial(step, state), split.batches(size, mesh))
 
@@ -266,6 +275,7 @@ class Streamed:
     """A split whose images are decoded on demand, with the methods of `Arrays`."""
 
     crops = True  # the random crop happens while decoding, not on the device
+    fits_devices = False
 
     def __init__(self, source: Source, config: Config, *, train: bool):
         self._source, self._data, self._train = source, config.data, train

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnrt_jax.runtime.errors import ConfigError
-from dnrt_jax.runtime.sharding import DATA
+from dnrt_jax.runtime.sharding import DATA, device_memory
 from dnrt_jax.training.dispatch import Dispatch, Later
 from dnrt_jax.training.state import TrainState
 from dnrt_jax.training.step import Batch
@@ -134,7 +134,7 @@ def check_memory(mesh: Mesh, shapes: TrainState, count: int) -> None:
     Raises:
       ConfigError: if a device, where it tells its memory, has less.
     """
-    needed, limit = bytes_a_device(member_shapes(mesh, shapes, count)), _memory()
+    needed, limit = bytes_a_device(member_shapes(mesh, shapes, count)), device_memory()
     had = f" of {limit / 1e6:.0f}" if limit else ""
     logging.info(
         "%d members together on %d x %d devices (member, data): states and gradients take %.1f%s "
@@ -152,11 +152,6 @@ def check_memory(mesh: Mesh, shapes: TrainState, count: int) -> None:
             f"{count} members need {needed / 1e9:.1f} GB a device, which has {limit / 1e9:.1f}: "
             f"{fewer}set config.parallel.fsdp"
         )
-
-
-def _memory() -> int | None:
-    """Bytes of a device, where it tells them."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def over_members(

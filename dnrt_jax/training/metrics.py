@@ -1,5 +1,6 @@
 """Classification metrics: counts per batch on the device, ratios at the end."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,18 +48,23 @@ def summary(sums: dict[str, Any], what: str) -> dict[str, float]:
 
 def by_frequency(confusion: Any, train_counts: Any, class_names: Sequence[str]) -> dict[str, float]:
     """Accuracy per class, and means over the classes with many (above 100), medium (20 .. 100) and
-    few (below 20) training images, as in Liu et al. (OLTR, CVPR 2019)."""
+    few (below 20) training images, as in Liu et al. (OLTR, CVPR 2019). A class without evaluated
+    images has none and is left out of the means."""
     confusion, counts = np.asarray(confusion, np.float64), np.asarray(train_counts)
+    seen = confusion.sum(1) > 0
     accuracy = np.diag(confusion) / np.maximum(confusion.sum(1), 1)
     groups = {
         "many": counts > 100,
         "medium": (counts >= 20) & (counts <= 100),
         "few": counts < 20,
     }
-    values = {f"acc_{name}": float(accuracy[g].mean()) for name, g in groups.items() if g.any()}
-    return values | {
-        f"acc_class_{name}": float(a) for name, a in zip(class_names, accuracy, strict=True)
+    values = {
+        f"acc_{name}": float(accuracy[g & seen].mean())
+        for name, g in groups.items()
+        if (g & seen).any()
     }
+    each = zip(class_names, accuracy, seen, strict=True)
+    return values | {f"acc_class_{name}": float(a) for name, a, is_seen in each if is_seen}
 
 
 def roc_auc(scores: Any, positive: Any) -> float:
@@ -73,12 +79,15 @@ def roc_auc(scores: Any, positive: Any) -> float:
 
 
 def macro_roc_auc(logits: Any, labels: Any) -> float:
-    """AUC for logits [N, K]: of class 1 if K = 2, else the one-versus-rest mean."""
+    """AUC for logits [N, K]: of class 1 if K = 2, else the one-versus-rest mean over the classes
+    that have both positives and negatives; NaN if none has."""
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)
     classes = [1] if logits.shape[1] == 2 else range(logits.shape[1])
-    return float(np.mean([roc_auc(probs[:, k], labels == k) for k in classes]))
+    areas = [roc_auc(probs[:, k], labels == k) for k in classes]
+    known = [area for area in areas if not math.isnan(area)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def classification(confusion: Any) -> dict[str, float]:

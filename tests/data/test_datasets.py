@@ -49,6 +49,11 @@ def test_long_tail_keeps_the_first_images_in_file_order():
     assert tailed.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 6]
 
 
+def test_a_class_too_small_for_its_place_in_the_tail_is_named(caplog):
+    datasets.long_tailed(made([4, 20]), 2)
+    assert "class 'c0' has only 4 of the 20 images that the profile wants" in caplog.text
+
+
 def test_long_tail_leaves_the_test_split_alone(tmp_path):
     write_folder(tmp_path / "pets", pets(4))
     assert np.bincount(load("pets", tmp_path, imbalance=4).labels).tolist() == [4, 1]

@@ -32,6 +32,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     np.testing.assert_array_equal(pixels[..., 0], RAMP)
 
 
+def test_integers_of_32_bits_are_refused_however_small():
+    image = saved(Image.fromarray(np.full((4, 4), 200, np.int32)), "TIFF")
+    with pytest.raises(decode.BrokenImage, match="32-bit pixels have no known range"):
+        decode.decode(image, "deep.tif")
+
+
 def test_palette_is_looked_up_also_with_transparency():
     rgb = np.zeros((4, 4, 3), np.uint8)
     rgb[:2] = (200, 30, 10)

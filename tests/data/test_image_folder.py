@@ -59,15 +59,18 @@ def test_test_is_read_where_there_is_no_val_and_after_it_where_there_is(tmp_path
 def test_hidden_files_and_nested_folders(tmp_path):
     files = pets(1) | {"train/cat/deep/er/1.png": encoded(7), "train/cat/.DS_Store": b"x"}
     files |= {"train/dog/Thumbs.db": b"x", "train/.cache/1.png": b"x", "train/notes.txt": b"x"}
-    write_folder(tmp_path / "pets", files)
+    files |= {"train/cat/.ipynb_checkpoints/0.png": encoded(8)}
     write_archive(tmp_path / "packed.zip", files | {"__MACOSX/train/cat/._1.png": b"x"})
+    write_folder(tmp_path / "pets", files)
+    (tmp_path / "pets/train/cat/deep/above").symlink_to("..")
     assert load(tmp_path).images[:, 0, 0, 0].tolist() == [0, 7, 50]
     assert same(load(tmp_path), load(tmp_path, name="packed"))
 
 
-def test_images_of_several_sizes_become_evaluation_squares(tmp_path):
+def test_images_of_several_sizes_become_evaluation_squares(tmp_path, caplog):
     write_folder(tmp_path / "pets", pets() | {"train/dog/9.png": encoded(3, (20, 30))})
     train = load(tmp_path, image_size=32)
+    assert "pets (train): the images have several sizes, so each becomes its centre" in caplog.text
     assert train.images.shape == (7, 36, 36, 3)
     assert train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 50, 51, 52, 3]
 
@@ -75,6 +78,14 @@ def test_images_of_several_sizes_become_evaluation_squares(tmp_path):
 def test_one_size_is_kept_whatever_the_model_sees(tmp_path):
     write_folder(tmp_path / "pets", pets(size=(5, 9)))
     assert load(tmp_path, image_size=224).images.shape == (6, 5, 9, 3)
+
+
+def test_photographs_that_would_fill_the_memory_become_squares(tmp_path, monkeypatch, caplog):
+    write_folder(tmp_path / "pets", pets(size=(20, 30)))
+    monkeypatch.setattr(datasets, "MEMORY_BYTES", 5000)
+    assert load(tmp_path, image_size=7).images.shape == (6, 8, 8, 3)
+    assert "would take more than" in caplog.text
+    assert load(tmp_path, image_size=24).images.shape == (6, 20, 30, 3)  # never larger
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -119,7 +130,7 @@ def test_a_source_knows_its_labels_and_a_part_of_it_is_a_source(tmp_path, packed
     assert part.labels.tolist() == [1, 0]
     assert part[0] == whole[5]
     assert repr(part) == f"Subset of 2 of {whole!r}"
-    decoded = datasets.decode_all(part, "part", image_size=6, on_error="stop")
+    decoded = datasets.decode_all(part, "part", 6, "stop")
     assert decoded.images[:, 0, 0, 0].tolist() == [52, 1]
 
 

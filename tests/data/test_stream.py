@@ -1,6 +1,10 @@
+import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +55,7 @@ def test_an_epoch_sees_every_image_once_in_order(source, batch_size):
 
 
 def test_the_streamed_split_is_the_one_in_memory(source):
-    in_memory = datasets.decode_all(source, "set", image_size=32, on_error="stop")
+    in_memory = datasets.decode_all(source, "set", 32, "stop")
     batches = list(streamed(source, side=decode.eval_side(32), batch_size=7).epoch())
     np.testing.assert_array_equal(in_memory.images, np.concatenate([b["inputs"] for b in batches]))
     np.testing.assert_array_equal(in_memory.labels, np.concatenate([b["label"] for b in batches]))
@@ -265,8 +269,53 @@ def test_what_is_large(source, tmp_path, monkeypatch):
     write_archive(tmp_path / "pets.tar", pets())
     archive = datasets.find("pets", tmp_path, "train")
     assert not stream.is_large(archive, 20_000)
-    monkeypatch.setattr(stream, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(datasets, "MEMORY_BYTES", 1000)
     assert stream.is_large(archive, 6)
+
+
+def test_workers_leave_signals_to_the_run_and_end_with_it(tmp_path):
+    """Ctrl-C reaches all processes of a terminal's group; the run saves before it ends."""
+    write_folder(tmp_path / "pets", pets())
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from pathlib import Path\n"
+        "from dnrt_jax.data import datasets, stream\n"
+        "if __name__ == '__main__':\n"
+        f"    source = datasets.find('pets', Path({str(tmp_path)!r}), 'train')\n"
+        "    batches = stream.Stream(source, batch_size=2, side=6, workers=1)\n"
+        "    next(batches)\n"
+        "    got = []\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "        signal.signal(number, lambda *_: got.append(1))\n"
+        "        os.killpg(0, number)\n"
+        "    for _ in range(8):\n"
+        "        next(batches)\n"
+        "    (worker,) = multiprocessing.active_children()\n"
+        "    print(len(got), worker.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = [sys.executable, program]
+    done = subprocess.run(run, capture_output=True, text=True, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    signals, worker = map(int, done.stdout.split())
+    assert signals == 2
+    stop = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < stop, "the worker outlives the run"
+        time.sleep(0.1)
+
+
+def test_a_worker_that_is_killed_is_one_line(source):
+    batches = streamed(source, **CROP, workers=1)
+    try:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(DataError, match=r"was killed \(.*\), perhaps as memory ran out"):
+            [next(batches) for _ in range(20)]
+    finally:
+        batches.close()
 
 
 def test_a_program_that_ends_without_closing_says_nothing(tmp_path):

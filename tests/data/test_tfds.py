@@ -38,6 +38,7 @@ def data_dir(tmp_path_factory):
             return {
                 "train": self._generate_examples(0, 8),
                 "validation": self._generate_examples(8, 12),
+                "test": ((0, {"image": io.BytesIO(encoded(99)), "label": -1}) for _ in range(1)),
             }
 
         def _generate_examples(self, start, stop):
@@ -60,10 +61,11 @@ def tfrecord_dir(data_dir, tmp_path_factory):
         if "array_record" not in path.name:
             text = path.read_text().replace("array_record", "tfrecord")
             (target / path.name).write_text(text)
-    for made in (tfds.Prepared(source, "train"), tfds.Prepared(source, "test")):
-        records = [made.records[i] for i in range(len(made))]
+    for path in source.glob("*.array_record-*"):
+        made = tfds._array_records(source, [str(path)])
+        records = [made[i] for i in range(len(made))]
         data = b"".join(struct.pack("<Q", len(r)) + b"crc1" + r + b"crc2" for r in records)
-        (target / f"tiny-{made.split}.tfrecord-00000-of-00001").write_bytes(data)
+        (target / path.name.replace("array_record", "tfrecord")).write_bytes(data)
     return root
 
 
@@ -80,6 +82,11 @@ def test_a_prepared_folder_is_read(either_dir, name):
     assert sorted(train.images[:, 0, 0, 0].tolist()) == list(range(8))
     assert sorted(test.images[:, 0, 0, 0].tolist()) == [8, 9, 10, 11]
     np.testing.assert_array_equal(train.images[:, 0, 0, 0] % 2, train.labels)
+
+
+def test_a_test_split_without_labels_is_passed_over(either_dir):
+    found = datasets.load("tiny", either_dir, "test", image_size=6)  # as of ImageNet
+    assert sorted(found.labels) == [0, 0, 1, 1]
 
 
 def test_the_newest_version_that_is_complete_is_found(tmp_path):
@@ -153,7 +160,10 @@ def without_image(text: str) -> str:
     ("change", "words"),
     [
         (lambda text: text[:-40], "is damaged"),
-        (lambda text: text.replace('"validation"', '"unlabelled"'), "no split test or validation"),
+        (
+            lambda text: re.sub('"(test|validation)"', r'"\1_x"', text),
+            "no split test or validation",
+        ),
         (lambda text: re.sub('"4"', '"5"', text), "has 4 records instead of 5"),
         (lambda text: text.replace("array_record", "parquet"), "missing"),
         (without_image, "not for image classification"),

@@ -1,6 +1,7 @@
 """What a folder holds after it is closed, with an error or without, on a disk and in a bucket."""
 
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from buckets import BUCKET
 from dnrt_jax.runtime import lock, storage
 from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
 from dnrt_jax.runtime.set_folder import SetFolder
-from dnrt_jax.runtime.workdir import Workdir, read_json, read_records
+from dnrt_jax.runtime.workdir import Workdir, best_record, read_json, read_records
 
 
 @pytest.fixture
@@ -108,3 +109,8 @@ def test_a_process_that_writes_no_records_of_a_bucket_has_a_folder_for_profiles(
         assert not workdir.local.is_relative_to(Path())
     assert not workdir.local.exists()
     assert storage.files(folder) == []
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best():
+    records = [{"step": i, "test/auc": auc} for i, auc in enumerate([math.nan, 0.9, math.nan, 0.8])]
+    assert (best_record(records, "auc") or {})["step"] == 1

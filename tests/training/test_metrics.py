@@ -59,6 +59,13 @@ def test_macro_auc_is_one_versus_the_rest_and_of_two_classes_that_of_the_second(
     assert metrics.macro_roc_auc(two, labels) == pytest.approx(wanted)
 
 
+def test_macro_auc_leaves_out_a_class_that_does_not_occur():
+    logits, labels = np.random.default_rng(0).standard_normal((9, 3)), np.arange(9) % 2
+    probs = softmax(logits, axis=1)
+    wanted = np.mean([metrics.roc_auc(probs[:, k], labels == k) for k in (0, 1)])
+    assert metrics.macro_roc_auc(logits, labels) == pytest.approx(wanted)
+
+
 def test_auc_of_one_class_alone_is_not_a_number():
     assert np.isnan(metrics.roc_auc([0.1, 0.2], [True, True]))
 
@@ -80,3 +87,8 @@ def test_accuracy_by_frequency_splits_classes_by_their_training_images():
     assert found["acc_few"] == accuracy[3]
     assert [found[f"acc_class_{name}"] for name in "abcd"] == accuracy.tolist()
     assert "acc_few" not in metrics.by_frequency(confusion, [5000, 101, 20, 20], "abcd")
+
+
+def test_accuracy_by_frequency_leaves_out_classes_without_evaluated_images():
+    found = metrics.by_frequency(np.diag([5, 5, 0]), [500, 10, 5], "abc")
+    assert found == {"acc_many": 1, "acc_few": 1, "acc_class_a": 1, "acc_class_b": 1}

@@ -219,13 +219,13 @@ def test_a_set_beyond_the_memory_is_answered_with_the_most_that_fit(data, monkey
     shapes = experiments[0].shapes
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes, shapes.params)))
     assert members.bytes_a_device(members.member_shapes(mesh, shapes, 4)) == 4 * size
-    monkeypatch.setattr(members, "_memory", lambda: 2 * size)
+    monkeypatch.setattr(members, "device_memory", lambda: 2 * size)
     with pytest.raises(ConfigError, match="name 2 at once, or set"):
         members.check_memory(mesh, shapes, 4)
     # On eight devices seven members would be on each, eight are one on each.
     eight = members.member_mesh(make_mesh(jax.devices()[:8]), 9)
     with pytest.raises(ConfigError, match="name 8 at once, or set"):
         members.check_memory(eight, build(config_of(VIT), data, 8).shapes, 9)
-    monkeypatch.setattr(members, "_memory", lambda: size // 2)
+    monkeypatch.setattr(members, "device_memory", lambda: size // 2)
     with pytest.raises(ConfigError, match=r"which has [\d.]+: set config.parallel.fsdp"):
         members.check_memory(mesh, shapes, 4)
