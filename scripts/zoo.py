@@ -39,6 +39,14 @@ TIMED_BATCH = 32
 SMALL_BATCH = 8  # for models of 224 pixels, which cost 50 times as much per image
 
 
+MODELS = [name for name in models.registry() if "image_size" in models.fields(name)]
+
+
+def check_models(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    if unknown := [name for name in names if name not in MODELS]:
+        parser.error(f"{', '.join(unknown)}: choose of {', '.join(MODELS)}")
+
+
 def config_of(model: str, case: str, batch_size: int) -> Config:
     config = default()
     config.model.name = model
@@ -109,7 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         row = found[model, "raa+arr"]
         cells = [
-            f"`{model}`",
+            model,
             f"{row['macs'] / 1e6:.0f}",
             f"{row['timed']['compile_seconds']:.0f}",
             f"{row['timed']['step_seconds']:.2f}",
@@ -138,6 +146,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/zoo.jsonl"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    check_models(parser, args.models)
     rows = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
     if args.table:
         print(table(rows))
@@ -146,8 +155,7 @@ def main() -> None:
         parser.error("give --data_dir=DIR, where CIFAR-10 lies")
     data = datasets.load(args.data_name, args.data_dir, "train", image_size=32)
     done = {(row["model"], row["case"]) for row in rows}
-    of_images = [name for name in models.registry() if "image_size" in models.fields(name)]
-    for model in args.models or of_images:
+    for model in args.models or MODELS:
         for case in args.cases:
             if (model, case) not in done:
                 row = measure(model, case, data)

@@ -21,6 +21,7 @@ from typing import Any
 from dnrt_jax import models
 from dnrt_jax.benchmark import compile as benchmark
 from dnrt_jax.runtime.errors import UserError
+from scripts import zoo
 from scripts.study_plan import read
 
 # By target.
@@ -42,7 +43,8 @@ def measure(dtype: str, target: str, what: str, model: str) -> Row:
     args = parser.parse_args([f"--target={target}", f"--what={what}", f"--dtype={dtype}"])
     args.model, (args.batch_size, args.num_classes) = model, SIZES[_image_size(model)]
     values = {row.case.removeprefix(f"{what}: "): row.ours for row in benchmark.run(args)}
-    compilers = {name: _version(name) for name in ("jax", *COMPILERS[target]) if _version(name)}
+    found = {name: _version(name) for name in ("jax", *COMPILERS[target])}
+    compilers = {name: number for name, number in found.items() if number}
     settings = {"batch_size": args.batch_size, "compilers": compilers, "commit": _commit()}
     return dict(zip(KEY, (dtype, target, what, model), strict=True)) | settings | {"values": values}
 
@@ -89,18 +91,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help="default: all models of images")
+    parser.add_argument("models", nargs="*", help="default: all of images")
     parser.add_argument("--targets", nargs="+", choices=COMPILERS, default=list(COMPILERS))
     parser.add_argument("--out", type=Path, default=Path("results/zoo_compiled.jsonl"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    zoo.check_models(parser, args.models)
     rows = read(args.out)
     if args.table:
         print("\n\n".join(table(rows, dtype) for dtype in DTYPES))
         return 0
     done, failed = {tuple(row[name] for name in KEY) for row in rows}, 0
-    of_images = [name for name in models.registry() if "image_size" in models.fields(name)]
-    chosen = args.models or sorted(of_images, key=_image_size)  # the quick ones first
+    chosen = args.models or sorted(zoo.MODELS, key=_image_size)  # the quick ones first
     for key in itertools.product(DTYPES, args.targets, WHATS, chosen):
         if key in done:
             continue

@@ -360,7 +360,10 @@ def test_the_peers_boxes_lie_inside(photos):
         (["startup", "--config=configs/digit.py"], "does not exist"),
         (["table4", "--models", "vit_tiny_patch4_32"], "--models"),
         (["arr", "--num_classes", "0"], "--num_classes=0: must be 1 or more"),
-        (["scaling", "--targets", "tpu:v9:2x2"], "known are tpu:v4"),
+        (["arr", "--rules", "mean"], "--rules: invalid choice: 'mean'"),
+        (["peer", "--arr_weight=nan"], "--arr_weight=nan: must be 0 or more"),
+        (["scaling", "--targets", "tpu:v9:2x2"], "--targets=tpu:v9:2x2: a TPU v4, v5e or v5p"),
+        (["scaling", "--targets", "gpu:h100"], "--targets=gpu:h100: a TPU v4, v5e or v5p"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(capsys, argv, words):

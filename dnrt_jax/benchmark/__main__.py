@@ -91,6 +91,8 @@ def _options(name: str, benchmark, options: Sequence[str]) -> argparse.Namespace
                 parser.error(f"--{option}={number}: must be 1 or more")
             if type(number) is float and not number > 0 and option not in ZERO:
                 parser.error(f"--{option}={number}: must be above 0")
+            if option in ZERO and not number >= 0:
+                parser.error(f"--{option}={number}: must be 0 or more")
     return args
 
 

@@ -11,6 +11,8 @@ from dnrt_jax import arr
 from dnrt_jax.benchmark import training
 from dnrt_jax.benchmark.timing import Result, compare, interleaved, timed
 
+RULES = ("sequential", "centroid")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = {"type": int, "nargs": "+"}
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_classes", **several, default=[10, 1000, 10_000], help="K")
     parser.add_argument("--layers", **several, default=[12], help="J")
     parser.add_argument("--dim", **several, default=[192], help="D")
-    parser.add_argument("--rules", nargs="+", default=["sequential", "centroid"])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument(
         "--step_batch", type=int, default=64, help="batch size of the training step"
     )

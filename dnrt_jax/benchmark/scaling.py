@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
       ConfigError: for what is no slice of a TPU, or of one whose clock is not known.
     """
     for target in args.targets:
-        targets.check(target)
-        if not targets.TPU_HZ.get(target.split(":")[1]):
+        kind, _, model = target.partition(":")
+        if kind != "tpu" or not targets.TPU_HZ.get(model.partition(":")[0]):
             raise ConfigError(f"--targets={target}: a TPU v4, v5e or v5p, as {TARGETS[0]}")
+        targets.check(target)
     for case in itertools.product(args.targets, args.rules, args.layouts):
         yield from _rows(args, *case)
 

@@ -9,11 +9,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import flax.linen as nn
 
 from dnrt_jax import activations
+from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime.errors import ModelError, did_you_mean
 
 Constructor = Callable[..., nn.Module]  # a subclass of nn.Module, or a partial of one
@@ -42,7 +43,8 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
         Flax Linen module, or a `functools.partial` of one, with fields `num_classes` and `act`.
 
     Raises:
-      ModelError: for an unknown name, activation or keyword, with the most similar known one.
+      ModelError: for an unknown name, activation or keyword, with the most similar known one, or
+        an unknown formulation.
     """
     constructor, known = _find(name), fields(name)
     activations.check(act)
@@ -50,6 +52,12 @@ def create(name: str, *, num_classes: int, act: str = "raa", **kwargs: Any) -> n
         if keyword not in known:
             hint = did_you_mean(keyword, known)
             raise ModelError(f"unknown keyword of model {name}: {keyword!r}{hint}")
+    platforms = get_args(Formulation)
+    if (
+        known.get("formulation") is Formulation
+        and (given := kwargs.get("formulation", platforms[0])) not in platforms
+    ):
+        raise ModelError(f"formulation={given!r}: choose one of {', '.join(platforms)}")
     return constructor(num_classes=num_classes, act=act, **kwargs)
 
 

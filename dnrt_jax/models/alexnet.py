@@ -59,7 +59,11 @@ class AlexNet(nn.Module):
         conv = partial(Conv, use_bias=True, dtype=self.dtype)
         dense = partial(Dense, self.hidden_dim, kernel_init=uniform_fan_in, dtype=self.dtype)
         dropout = nn.Dropout(self.drop_rate, deterministic=not train)
-        pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+
+        def pool(x):
+            if min(x.shape[1:3]) < 3:
+                raise ModelError("image_size is too small, nothing is left to pool")
+            return nn.max_pool(x, (3, 3), (2, 2))
 
         def activate(x, name):
             if x.ndim == 4:

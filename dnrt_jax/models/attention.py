@@ -16,6 +16,8 @@ from dnrt_jax.raa import promote
 # Without it the products for weights and for inputs each copy the gradients of heads.
 TPU_LAYOUT = Layout((2, 1, 3, 0))
 
+HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
+
 
 class Heads(Dense):
     """A dense layer to `parts` arrays of heads: [B, N, D] -> tuple of [B, H, N, Dh].
@@ -102,7 +104,8 @@ class MultiHead(nn.Module):
         """Whether cuDNN's attention is used: it takes half precision and no dropout, and heads of a
         multiple of 8 features, at most 128 on all cards."""
         size = d // self.num_heads
-        half = self.dtype in (jnp.bfloat16, jnp.float16)
+        # The dtype may be a name.
+        half = self.dtype is not None and jnp.dtype(self.dtype) in HALF
         fits = half and size % 8 == 0 and size <= 128 and not self.attn_drop_rate
         return self.formulation == "gpu" and fits
 

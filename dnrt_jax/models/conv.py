@@ -1,5 +1,6 @@
 """Layers shared by the CNNs: convolutions with torch's padding, batch norm, pooling."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from dnrt_jax.models.formulation import Formulation
-from dnrt_jax.models.layers import uniform_fan_in
+from dnrt_jax.models.layers import check_multiple, uniform_fan_in
 from dnrt_jax.models.norm_raa import norm_raa
 from dnrt_jax.raa import RAA, promote
 from dnrt_jax.runtime.errors import ModelError
@@ -37,6 +38,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, c = self.kernel_size, x.shape[-1]
+        check_multiple(channels=c, groups=self.groups)
+        check_multiple(features=self.features, groups=self.groups)
         kernel = self.param("kernel", self.kernel_init, (k, k, c // self.groups, self.features))
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
@@ -44,7 +47,7 @@ class Conv(nn.Module):
         if k == 1:
             x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0], self.groups)
         elif self.groups == c == self.features:
-            x = _depthwise(x, kernel[:, :, 0], self.stride)
+            x = depthwise_convolution(x, kernel[:, :, 0], self.stride)
         else:
             x = jax.lax.conv_general_dilated(
                 x,
@@ -64,7 +67,8 @@ def _pointwise(x: Array, kernel: Array, groups: int) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
+@partial(jax.jit, static_argnums=2)  # a call in the jaxpr, by whose name `flops` counts it
+def depthwise_convolution(x: Array, kernel: Array, stride: int) -> Array:
     h, w = x.shape[1:3]
     k, dtype = kernel.shape[0], x.dtype
     pad = (k // 2, k // 2)

@@ -38,8 +38,10 @@ def degrees(graph: Graph) -> Array:
 
 
 def _sum_edges(graph: Graph, x: Array) -> Array:
-    num_nodes = graph.features.shape[0]
-    return jax.ops.segment_sum(x, graph.receivers, num_nodes, indices_are_sorted=True)
+    # In bfloat16 a sum of ones ends at 256.
+    num_nodes, dtype = graph.features.shape[0], x.dtype
+    total = jax.ops.segment_sum(promote(x), graph.receivers, num_nodes, indices_are_sorted=True)
+    return total.astype(dtype)
 
 
 class GraphNetwork(nn.Module):

@@ -47,8 +47,8 @@ def per_stage(**fields: Any) -> Iterable[tuple[int, tuple]]:
     Raises:
       ModelError: unless all fields are tuples with one value per stage.
     """
-    lengths = {len(v) if isinstance(v, tuple | list) else None for v in fields.values()}
-    if len(lengths) > 1 or None in lengths:
+    lengths = {len(v) if isinstance(v, tuple | list) else 0 for v in fields.values()}
+    if len(lengths) > 1 or 0 in lengths:
         given = ", ".join(f"{field}={values}" for field, values in fields.items())
         raise ModelError(f"{given}: give each one value per stage")
     return enumerate(zip(*fields.values(), strict=True))

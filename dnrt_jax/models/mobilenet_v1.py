@@ -109,7 +109,7 @@ class MobileNetV1(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
-        names = self.names
+        stages, names = per_stage(stage_sizes=self.stage_sizes, widths=self.widths), self.names
         block = partial(
             remat_if(self.remat, Block),
             act=self.act,
@@ -129,7 +129,7 @@ class MobileNetV1(nn.Module):
             nn.share_scope(self, stem)
 
         x = stem(images, train)
-        for stage, (size, width) in per_stage(stage_sizes=self.stage_sizes, widths=self.widths):
+        for stage, (size, width) in stages:
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
                 in_stem = (

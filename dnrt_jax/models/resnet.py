@@ -21,6 +21,7 @@ from dnrt_jax.models.conv import BatchNorm, Conv, global_pool, kaiming_fan_out, 
 from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
+from dnrt_jax.runtime.errors import ModelError
 
 
 class Names(NamedTuple):
@@ -78,6 +79,11 @@ class BasicBlock(nn.Module):
         if self.stride > 1 or x.shape[-1] != self.features:
             if self.pad_shortcut:
                 extra = self.features - x.shape[-1]
+                if extra < 0:
+                    raise ModelError(
+                        f"widths: {self.features} follows {x.shape[-1]}; with pad_shortcut none "
+                        "may be below the last"
+                    )
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
             else:
@@ -98,7 +104,8 @@ class ResNet(nn.Module):
     which is faster but supports only reverse-mode differentiation.
 
     Raises:
-      ModelError: if the images have another size, or tuples have different lengths.
+      ModelError: if the images have another size, tuples have different lengths or are empty, or
+        widths shrink with `pad_shortcut`.
     """
 
     num_classes: int
@@ -117,6 +124,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         check_size(images, self.image_size)
+        stages = per_stage(stage_sizes=self.stage_sizes, widths=self.widths)
         conv = partial(Conv, self.widths[0], kernel_init=kaiming_fan_out, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         block = partial(
@@ -135,7 +143,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name=norm1)(x))
         if not self.cifar:
             x = nn.max_pool(x, (3, 3), (2, 2), pad_1)
-        for stage, (size, width) in per_stage(stage_sizes=self.stage_sizes, widths=self.widths):
+        for stage, (size, width) in stages:
             name = self.names.stage.format(stage + self.names.first_stage)
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1

@@ -18,7 +18,14 @@ from jax import Array
 
 from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
-from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
+from dnrt_jax.models.layers import (
+    Dense,
+    check_multiple,
+    check_size,
+    per_stage,
+    remat_if,
+    uniform_fan_in,
+)
 from dnrt_jax.record import record
 from dnrt_jax.runtime.errors import ModelError
 
@@ -70,6 +77,7 @@ class Unit(nn.Module):
         residual_dim = self.features - c if self.stride > 1 else self.features
         if residual_dim < 1:
             raise ModelError(f"widths: {self.features} follows {c}; each must be above the last")
+        check_multiple(features=hidden_dim, groups=self.groups)
 
         y = conv_norm(hidden_dim, 1, groups=self.first_groups, name="bottlneck_0")(x, train)
         y = channel_shuffle(activations.create(self.act, "act1")(y), self.groups)
@@ -94,7 +102,8 @@ class ShuffleNetV1(nn.Module):
     """Images [B, image_size, image_size, C] -> logits f32[B, num_classes].
 
     Raises:
-      ModelError: for an image of another size, not one value a stage, or widths that do not grow.
+      ModelError: for an image of another size, not one value a stage, or widths that do not grow
+        or divide into the groups.
     """
 
     num_classes: int

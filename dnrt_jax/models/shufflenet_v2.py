@@ -18,6 +18,7 @@ from dnrt_jax import activations
 from dnrt_jax.models.conv import BatchNorm, Conv, channel_shuffle, global_pool, pad_1
 from dnrt_jax.models.layers import Dense, check_size, per_stage, remat_if, uniform_fan_in
 from dnrt_jax.record import record
+from dnrt_jax.runtime.errors import ModelError
 
 
 class Unit(nn.Module):
@@ -34,6 +35,8 @@ class Unit(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         half = self.features // 2
+        if half < 1 or self.features % 2:
+            raise ModelError(f"widths: {self.features}: each branch takes half of it")
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         if self.stride > 1:
@@ -61,7 +64,7 @@ class ShuffleNetV2(nn.Module):
     With `cifar` the stem has stride 1 and no pooling.
 
     Raises:
-      ModelError: if the images have another size, or tuples have different lengths.
+      ModelError: if the images have another size, tuples have different lengths, or a width is odd.
     """
 
     num_classes: int

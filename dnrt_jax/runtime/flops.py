@@ -57,6 +57,8 @@ def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumula
             # Kernel: (output channels, input channels of one group, window ...).
             kernel, numbers = eqn.invars[1], eqn.params["dimension_numbers"]
             layers += times * _size(eqn.outvars[0]) * _dims(kernel, numbers.rhs_spec[1:])
+        elif eqn.params.get("name") == "depthwise_convolution":  # of models/conv.py, as products
+            layers += times * _size(eqn.outvars[0]) * _dims(eqn.invars[1], (0, 1))
     return MultiplyAccumulates(layers, products)
 
 

@@ -130,6 +130,7 @@ def test_every_model_is_the_same_with_the_attention_of_cudnn(monkeypatch, cudnn,
     [
         ({"dtype": jnp.bfloat16}, True),
         ({"dtype": jnp.float16}, True),
+        ({"dtype": "bfloat16"}, True),
         ({}, False),
         ({"dtype": jnp.bfloat16, "attn_drop_rate": 0.1}, False),
     ],

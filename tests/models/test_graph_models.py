@@ -1,13 +1,14 @@
 """Graph models against dense matrices, and the properties of a function on graphs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dnrt_jax import arr, models
 from dnrt_jax.data import graphs
 from dnrt_jax.models.gcn import GraphConv
-from dnrt_jax.models.graph import Graph
+from dnrt_jax.models.graph import Graph, sum_neighbours
 from dnrt_jax.models.graphsage import SageConv
 
 N, F = 12, 5
@@ -71,6 +72,18 @@ def network(request, arrays):
     variables = model.init(jax.random.key(0), graph_of(arrays))
     params = jax.tree.map(lambda x: x + 0.1, variables["params"])
     return lambda graph, **kwargs: model.apply({"params": params}, graph, **kwargs)
+
+
+def test_a_hub_in_half_precision_adds_all_of_its_neighbours():
+    """Added in bfloat16, ones would end at 256."""
+    count = 4001
+    leaves = np.arange(1, count, dtype=np.int32)
+    hub = np.zeros_like(leaves)
+    total = sum_neighbours(
+        Graph(np.ones((count, 2)), leaves, hub, hub[:1]), jnp.ones((count, 2), jnp.bfloat16)
+    )
+    assert total.dtype == jnp.bfloat16
+    assert total[0].tolist() == [4000, 4000]
 
 
 def test_renaming_the_nodes_renames_the_logits(network, arrays):

@@ -66,6 +66,11 @@ def test_a_model_from_elsewhere_is_named_by_its_module_and_class():
         ("qqq", {}, "unknown model 'qqq'; known: alexnet, "),
         ("mlp", {"act": "geluu"}, "unknown activation 'geluu'; did you mean 'gelu'"),
         ("mlp", {"dept": 3}, "unknown keyword of model mlp: 'dept'; did you mean 'depth'"),
+        (
+            "vit_tiny_patch4_32",
+            {"formulation": "rocm"},
+            "formulation='rocm': choose one of cpu, gpu, tpu",
+        ),
         (HERE, {"image_siz": 3}, "'image_siz'; did you mean 'image_size'"),
         ("no_such_package.vit:ViT", {}, "no module 'no_such_package'"),
         ("dnrt_jax.models.vitt:ViT", {}, "no module 'dnrt_jax.models.vitt'"),

@@ -50,6 +50,12 @@ def test_resnet18_as_published():
     assert of_image_model(model).total == 1_814_073_344  # torchvision's page: 1.81 G
 
 
+def test_mobilenet_v2_as_published():
+    """Whose depthwise convolutions are written as products."""
+    model = models.create("mobilenet_v2", num_classes=1000, act="relu")
+    assert of_image_model(model).total == 300_774_272  # torchvision's page: 0.3 G
+
+
 def test_attention_counts_however_it_is_written():
     model = models.create("vit_tiny_patch4_32", num_classes=10, depth=1, dtype="bfloat16")
     counted = [of_image_model(model.clone(formulation=name)) for name in get_args(Formulation)]
