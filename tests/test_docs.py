@@ -43,6 +43,7 @@ ADDED = {  # a pattern of a command: what makes it small
     r"--config=configs/(cora|citeseer|dgraph)\.py": ["--config.train.epochs=2"],
     r"-m scripts\.graphs --data_dir": ["--data=cora", "--models=gcn", "--cases=relu", "--seeds=1"],
 }
+DEPLOYED = "deployed/digits.stablehlo"  # by another command, which may run in another process
 PLACEHOLDERS = {"IMAGE...": "image.png", "--data_dir=DIR": "--data_dir=data", "DIR": "runs/digits"}
 
 
@@ -154,6 +155,8 @@ LONG = re.compile(r"report|scripts|graphsage|dgraph|cora|finetune|config\.train|
 def test_a_command_runs_as_it_is_typed(clone, command):
     if "--table" in command:
         shutil.copy(clone / "results" / "all_graphs.jsonl", clone / "results" / "graphs.jsonl")
+    if "predict" in command and DEPLOYED in command and not (clone / DEPLOYED).exists():
+        run(clone, f"python -m dnrt_jax.convert runs/digits {DEPLOYED} --format=stablehlo")
     said = run(clone, command)
     if "dnrt_jax.main" in command:
         assert "test/acc=" in said if "--eval_only" in command else "inished" in said
