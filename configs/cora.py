@@ -20,7 +20,7 @@ def get_config(model="gcn"):
     config.data.features = "rows"
     config.arr.weight = 1.0
     config.optim.name = "adam"
-    config.optim.lr = config.optim.min_lr = 0.01  # constant
+    config.optim.lr, config.optim.schedule = 0.01, "multistep"  # constant: no milestones
     config.optim.weight_decay = 5e-4
     config.optim.clip = 0.0
     config.train.epochs = 200

@@ -22,7 +22,7 @@ def get_config(model="gcn"):
     config.arr.weight = 1.0
     config.arr.rule = "centroid"
     config.optim.name = "adam"
-    config.optim.lr = config.optim.min_lr = 0.01  # constant
+    config.optim.lr, config.optim.schedule = 0.01, "multistep"  # constant: no milestones
     config.optim.weight_decay = 5e-7
     config.optim.clip = 0.0
     config.eval.metric = "auc"

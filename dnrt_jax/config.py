@@ -35,7 +35,7 @@ Config = Any  # an ml_collections.ConfigDict, whose fields no type checker can k
 
 FIELDS = {
     "seed": Field(
-        42, integer(0), "random seed of parameters, data order, augmentation and dropout"
+        42, integer(0, 2**32 - 1), "random seed of parameters, data order, augmentation and dropout"
     ),
     "task": Field(
         "image_classification", NAME, "a task of dnrt_jax/tasks, or MODULE:CLASS of your own"
@@ -152,10 +152,15 @@ FIELDS = {
         10, integer(1), "number of skipped steps above which the run stops", free=True
     ),
     "train.eval_epochs": Field(
-        1.0, FROM_0, "epochs between evaluations; the last step is always evaluated", free=True
+        1.0,
+        FROM_0,
+        "epochs between evaluations, 0 for every step; the last step is always evaluated",
+        free=True,
     ),
     "train.eval_steps": Field(0, integer(0), "the same, in steps", free=True),
-    "train.checkpoint_epochs": Field(1.0, FROM_0, "epochs between checkpoints", free=True),
+    "train.checkpoint_epochs": Field(
+        1.0, FROM_0, "epochs between checkpoints, 0 for every step", free=True
+    ),
     "train.checkpoint_steps": Field(0, integer(0), "the same, in steps", free=True),
     "train.patience": Field(
         0,
@@ -286,6 +291,12 @@ def validate(config: Config) -> None:
     if train.batch_size % train.accumulate:
         raise ConfigError(
             f"config.train.accumulate={train.accumulate}: does not divide {train.batch_size=}"
+        )
+    optim = config.optim
+    if optim.schedule == "cosine" and optim.lr < optim.min_lr:
+        raise ConfigError(
+            f"config.optim.lr={optim.lr:g}: below optim.min_lr={optim.min_lr:g}, so the rate would "
+            "rise; lower min_lr, too"
         )
     if not (train.epochs or train.steps):
         raise ConfigError("config.train.epochs=0: give the length of the run, in epochs or steps")

@@ -74,7 +74,9 @@ def override(config: Config, overrides: Mapping[str, str]) -> Config:
     """
     for name in ("task", "model.name"):
         if name in overrides:
-            _switch(config, name, overrides[name])
+            text = overrides[name]
+            is_reset = text.lower() == "none"
+            _switch(config, name, fields_of(config)[name].default if is_reset else text)
     fields = fields_of(config)
     for name, text in overrides.items():
         if name not in fields:
@@ -86,7 +88,7 @@ def override(config: Config, overrides: Mapping[str, str]) -> Config:
         else:
             try:
                 value = rule.read(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, OverflowError, TypeError):
                 raise ConfigError(f"config.{name}={text!r}: must be {rule.expected}") from None
         with place.ignore_type():
             place[key] = value

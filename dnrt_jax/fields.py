@@ -1,6 +1,7 @@
 """Config fields, and the rules that check and parse their values."""
 
 import ast
+import math
 import numbers
 import re
 import types
@@ -77,11 +78,13 @@ def number(low: float, high: float = float("inf"), *, open_low: bool = False) ->
     words = f"a number {'above' if open_low else 'from'} {low:g}"
     if high != float("inf"):
         words += f", up to {high:g}" if open_low else f" to {high:g}"
-    return Rule(float, lambda x: (low < x if open_low else low <= x) and x <= high, words)
+    above = lambda x: low < x if open_low else low <= x
+    return Rule(float, lambda x: math.isfinite(x) and above(x) and x <= high, words)
 
 
-def integer(low: int) -> Rule:
-    return Rule(int, lambda x: x >= low, f"a whole number from {low}")
+def integer(low: int, high: int | None = None) -> Rule:
+    words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    return Rule(int, lambda x: low <= x and (high is None or x <= high), words)
 
 
 def choice(*options: Any) -> Rule:
@@ -100,7 +103,7 @@ def integers_from(low: int, words: str) -> Rule:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _is_pattern(text: str) -> bool:
@@ -120,7 +123,11 @@ FROM_0 = number(0)
 FRACTION = number(0, 1)
 POSITIVE_FRACTION = number(0, 1, open_low=True)
 RATE = Rule(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
-RANGE = Rule(tuple, lambda x: len(x) == 2 and 0 < x[0] <= x[1], "two numbers, (low, high) above 0")
+RANGE = Rule(
+    tuple,
+    lambda x: len(x) == 2 and all(map(_is_number, x)) and 0 < x[0] <= x[1],
+    "two numbers, (low, high) above 0",
+)
 
 
 def rule_of(name: str, annotation: Any) -> Rule | None:

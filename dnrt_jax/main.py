@@ -210,21 +210,24 @@ def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
     from dnrt_jax.runtime import checkpoint, hub
     from dnrt_jax.runtime.workdir import read_config
 
-    if checkpoint.steps(workdir.checkpoints):
+    has_checkpoint = bool(checkpoint.steps(workdir.checkpoints))
+    if args.eval_only and not has_checkpoint:
+        raise CheckpointError(f"{workdir.path}: no checkpoint to evaluate; train first")
+    # A finished run answers for its config also when its checkpoints are gone.
+    if has_checkpoint or workdir.read_json("summary.json"):
         before = read_config(workdir.path)
         config.init_from = hub.pin(config.init_from, before.init_from)
         allowed = list(args.allow_change)
         if args.eval_only:  # other data, or the same data in another place
             allowed += [name for name in flatten(config) if name.startswith("data.")]
         check_resume(before, config, allowed)
-    elif args.eval_only:
-        raise CheckpointError(f"{workdir.path}: no checkpoint to evaluate; train first")
     else:
         config.init_from = hub.pin(config.init_from)
 
 
 def _finished(workdir: Any, built: Any) -> dict[str, Any] | None:
     """The summary of a finished run; None if there are steps left."""
+    from dnrt_jax.run import is_patient
     from dnrt_jax.runtime import checkpoint
 
     summary, total_steps = workdir.read_json("summary.json"), built.total_steps
@@ -232,7 +235,7 @@ def _finished(workdir: Any, built: Any) -> dict[str, Any] | None:
         return None
     if summary["step"] == total_steps:
         return summary
-    if summary.get("ended_early") and built.config.train.patience:
+    if summary.get("ended_early") and not is_patient(workdir.records(), built.config):
         return summary
     if not checkpoint.steps(workdir.checkpoints):
         raise WorkdirError(

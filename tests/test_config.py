@@ -59,6 +59,10 @@ MISTAKES = [
     ("train.batch_size", 0, "a whole number from 1"),
     ("train.epochs", 0, "length of the run"),
     ("seed", -1, "a whole number from 0"),
+    ("seed", 2**32, "a whole number from 0 to 4294967295"),
+    ("train.eval_epochs", float("inf"), "a number from 0"),
+    ("optim.lr", 1e-6, "so the rate would rise"),
+    ("data.crop_area", ("a", "b"), "two numbers"),
     ("task", "image_clasification", "did you mean 'image_classification'?"),
     ("model.mlp_ratio", "wide", "a number above 0"),
     ("model.class_token", 1, "True or False"),
@@ -155,6 +159,12 @@ def test_a_text_on_the_command_line_is_read_by_the_rule_of_its_field(name, text,
     validate(config)
 
 
+def test_none_resets_the_model_and_the_task():
+    config = load(str(ROOT / "configs" / "cora.py"), {})
+    assert override(config, {"task": "none", "model.name": "none"}).task == default().task
+    assert config.model.name == default().model.name
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -164,6 +174,9 @@ def test_a_text_on_the_command_line_is_read_by_the_rule_of_its_field(name, text,
         ("data.mean", "__import__('os')"),
         ("parallel.fsdp", "perhaps"),
         ("optim.milestones", "(1,"),
+        ("train.steps", "inf"),
+        ("train.epochs", "1e999"),
+        ("data.mean", "{[]}"),
     ],
 )
 def test_a_text_that_stands_for_no_value_is_answered(name, text):

@@ -196,7 +196,10 @@ def test_a_finished_run_without_checkpoints_says_so_when_it_is_extended(finished
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints")
-    refused = here(*typed(workdir, "--config.train.steps=60"))
+    assert here(*typed(workdir)).returncode == 0
+    other = here(*typed(workdir, "--config.model.act=gelu"))  # whose result it is not
+    assert (other.returncode, "model.act was" in other.stderr) == (1, True)
+    refused = here(*typed(workdir, "--config.train.steps=60", "--allow_change=train.steps"))
     assert refused.returncode == 1
     assert "finished at step 44, and its checkpoints are gone" in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -120,8 +120,8 @@ def test_a_screenshot_of_it_is_full_of_figures(report, tmp_path):
 
 def test_what_the_figures_show_is_what_was_recorded(runs):
     records = {"a": [{"step": 1, "test/acc": 0.25}, {"step": 4, "test/acc": 0.5}]}
-    accuracy = figures.curves(records).axes[2].lines[0]
-    np.testing.assert_allclose(accuracy.get_xydata(), [[0.25, 25], [1, 50]])
+    accuracy = figures.curves(records, {"a": 8}).axes[2].lines[0]  # half of the run is over
+    np.testing.assert_allclose(accuracy.get_xydata(), [[0.125, 25], [0.5, 50]])
     table = np.array([[3, 1], [0, 0]])
     texts = [text.get_text() for text in figures.per_class({"a": table}, ("x", "y")).axes[0].texts]
     assert texts == ["75", "0"]
@@ -138,11 +138,43 @@ def test_a_set_is_its_mean_with_a_band_of_one_deviation():
         {"step": 1, "test/acc": 0.25, "deviation/test/acc": 0.05},
         {"step": 4, "test/acc": 0.5, "deviation/test/acc": 0.1},
     ]
-    (band,) = figures.curves({"a": rows}).axes[2].collections
+    (band,) = figures.curves({"a": rows}, {"a": 4}).axes[2].collections
     points = band.get_paths()[0].vertices
     for share, low, high in ((0.25, 20, 30), (1, 40, 60)):
         at = points[np.isclose(points[:, 0], share), 1]
         assert (at.min(), at.max()) == pytest.approx((low, high))
+
+
+def test_the_results_of_a_set_are_those_of_each_run_at_its_own_end():
+    def rows(*accuracies, every):
+        steps = enumerate(accuracies, 1)
+        return [{"step": every * i, "epoch": 1.0, "test/acc": acc} for i, acc in steps]
+
+    longer, shorter = rows(0.1, 0.8, 0.6, every=10), rows(0.2, 0.4, every=10)
+    found = program.Results.of([longer, shorter], "acc")
+    assert (found.last["test/acc"], found.best["test/acc"]) == (0.5, pytest.approx(0.6))
+    assert (found.best_steps, found.steps) == ([20, 20], [30, 20])
+    assert [record["step"] for record in program._means([longer, shorter])] == [10, 20]
+
+
+def test_what_was_best_on_the_validation_split_is_the_best():
+    records = [
+        {"step": 1, "epoch": 1.0, "test/acc": 0.5, "valid/acc": 0.9},
+        {"step": 2, "epoch": 2.0, "test/acc": 0.6, "valid/acc": 0.8},
+    ]
+    assert program.Results.of([records], "acc").best["test/acc"] == 0.5
+
+
+def test_classes_without_an_image_are_not_drawn():
+    layers = {"blocks_0": np.random.default_rng(0).random((4, 50))}
+    found = Responses(np.array([1, 1, 3, 3]), layers, {}, {})
+    figure = figures.aggregated({"run": found}, ("a", "b", "c", "d"))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["run: b", "run: d"]
+    assert (
+        figures.aggregated({"run": found, "other": found._replace(labels=np.zeros(4))}, "abcd")
+        is None
+    )
 
 
 @pytest.mark.slow

@@ -110,15 +110,16 @@ def build(folders: Sequence[AnyPath], count: int, paper: Path | None) -> tuple[s
 
     keep_programs()
     shown = [one for folder in folders for one in _members(folder)]
-    names = _names([one.records for one in shown])
+    names = _names([one.folder for one in shown])
     entries = dict(zip(names, shown, strict=True))
     runs = {name: read_run(one.runs[0]) for name, one in entries.items()}
-    records = {name: read_records(one.records) for name, one in entries.items()}
+    own = {name: [read_records(run) for run in one.runs] for name, one in entries.items()}
     for name, one in entries.items():
-        if not any("test/acc" in record for record in records[name]):
-            raise WorkdirError(f"{one.records}: nothing was evaluated yet")
-    curves = json.loads(paper.read_text()) if paper else None
-    drawn: dict[str, Any] = {"curves": figures.curves(records, curves)}
+        if not all(any("test/acc" in record for record in rows) for rows in own[name]):
+            raise WorkdirError(f"{one.folder}: nothing was evaluated yet")
+    records = {name: _means(rows) for name, rows in own.items()}
+    totals = {name: _total(run.config, own[name][0][-1]) for name, run in runs.items()}
+    drawn: dict[str, Any] = {"curves": figures.curves(records, totals, _read_paper(paper))}
     if (training := figures.over_training(records)) is not None:
         drawn["training"] = training
 
@@ -139,21 +140,68 @@ def build(folders: Sequence[AnyPath], count: int, paper: Path | None) -> tuple[s
     for i, (classes, tables) in enumerate(confusions.items()):  # one figure per set of classes
         suffix = f"_{i + 1}" if len(confusions) > 1 else ""
         among = {name: found[name] for name in tables}
-        if any(x.aggregated for x in among.values()):
-            drawn[f"aggregated{suffix}"] = figures.aggregated(among, classes)
+        if (aggregated := figures.aggregated(among, classes)) is not None:
+            drawn[f"aggregated{suffix}"] = aggregated
         drawn[f"per_class{suffix}"] = figures.per_class(tables, classes)
         drawn[f"confusion{suffix}"] = figures.confusion(tables, classes)
-    return _page(_table(runs, records), drawn), drawn
+    results = {name: Results.of(own[name], run.config.eval.metric) for name, run in runs.items()}
+    return _page(_table(runs, results), drawn), drawn
+
+
+def _means(of_runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The records of a run, or their means at the steps that all runs have recorded."""
+    from dnrt_jax.runtime.statistics import mean_record
+
+    if len(of_runs) == 1:
+        return of_runs[0]
+    by_step = [{record["step"]: record for record in rows} for rows in of_runs]
+    common = sorted(set.intersection(*map(set, by_step)))
+    return [mean_record([rows[step] for rows in by_step]) for step in common]
+
+
+def _total(config: Any, record: dict[str, Any]) -> float:
+    """The steps of the whole run."""
+    train = config.train
+    return train.steps or train.epochs * record["step"] / record["epoch"]
+
+
+def _read_paper(path: Path | None) -> Any:
+    try:
+        return json.loads(path.read_text()) if path else None
+    except ValueError as error:
+        raise WorkdirError(f"--paper={path}: not JSON ({error})") from None
 
 
 class Shown(NamedTuple):
-    """A run, or those of a set that differ in the seed alone.
+    """A run, or those of a set that differ in the seed alone: their folder or that of the set, and
+    the folders of the runs."""
 
-    records: the folder with its records, or with their means. runs: the folders of the runs.
-    """
-
-    records: "AnyPath"
+    folder: "AnyPath"
     runs: "list[AnyPath]"
+
+
+class Results(NamedTuple):
+    """Records of the last evaluation and of the best, or their means over runs; the steps at which
+    runs were best and last."""
+
+    last: dict[str, Any]
+    best: dict[str, Any]
+    best_steps: list[int]
+    steps: list[int]
+
+    @staticmethod
+    def of(of_runs: Sequence[list[dict[str, Any]]], metric: str) -> "Results":
+        from dnrt_jax.runtime.statistics import mean_record
+        from dnrt_jax.runtime.workdir import best_record
+
+        evaluated = [[record for record in rows if "test/acc" in record] for rows in of_runs]
+        best: list[Any] = [best_record(rows, metric) or rows[-1] for rows in evaluated]
+        return Results(
+            mean_record([rows[-1] for rows in evaluated]),
+            mean_record(best),
+            [record["step"] for record in best],
+            [rows[-1]["step"] for rows in of_runs],
+        )
 
 
 def _members(folder: AnyPath) -> list[Shown]:
@@ -187,7 +235,7 @@ def _names(folders: Sequence[AnyPath]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
+def _table(runs: dict[str, Any], results: dict[str, Results]) -> str:
     """An HTML table of the runs: config fields that differ, and results."""
     from dnrt_jax.config import flatten
 
@@ -201,15 +249,19 @@ def _table(runs: dict[str, Any], records: dict[str, Any]) -> str:
     )
     lines = []
     for name, config in flat.items():
-        evaluated = [record for record in records[name] if "test/acc" in record]
-        last, best = evaluated[-1], max(evaluated, key=lambda record: record["test/acc"])
+        last, best, best_steps, steps = results[name]
         settings = ", ".join(f"{field}={config.get(field)}" for field in differ) or "nothing"
-        numbers = (_spread(last, "test/acc", ".2%"), _spread(best, "test/acc", ".2%"), best["step"])
-        numbers += (_spread(last, "test/loss_ce", ".3f"), records[name][-1]["step"])
+        numbers = (_spread(last, "test/acc", ".2%"), _spread(best, "test/acc", ".2%"))
+        numbers += (_range(best_steps), _spread(last, "test/loss_ce", ".3f"), _range(steps))
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, settings))
         cells += "".join(f"<td class=number>{number}</td>" for number in numbers)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _range(steps: list[int]) -> str:
+    low, high = min(steps), max(steps)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _spread(record: dict[str, Any], key: str, how: str) -> str:

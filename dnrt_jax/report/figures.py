@@ -12,11 +12,16 @@ WIDTH = 11.5  # inches; 1265 pixels of a page
 Records = Sequence[Mapping[str, Any]]
 
 
-def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = None) -> Figure:
+def curves(
+    records: Mapping[str, Records],
+    totals: Mapping[str, float],
+    paper: Mapping[str, Any] | None = None,
+) -> Figure:
     """Figure 3: training and test cross-entropy, test accuracy, over the fraction of the run. Means
     over a set of runs have a band of one standard deviation, from "deviation/NAME" of the records.
 
-    paper: the curves of the paper's figure, without and with ARR, drawn below in grey.
+    totals: the steps of each whole run. paper: the curves of the paper's figure, without and with
+    ARR, drawn below in grey.
     """
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     panels = ("train/loss_ce", "test/loss_ce", "test/acc")
@@ -33,7 +38,7 @@ def curves(records: Mapping[str, Records], paper: Mapping[str, Any] | None = Non
             if points:
                 steps, *found = np.array(points).T
                 values, around = (100 * x if key == "test/acc" else x for x in found)
-                share, color = steps / rows[-1]["step"], f"C{i % 10}"
+                share, color = steps / totals[run], f"C{i % 10}"
                 axes.plot(share, values, color=color, label=run, lw=1.4)
                 if around.any():
                     low, high = values - around, values + around
@@ -170,17 +175,20 @@ def activated(responses: Mapping[str, Responses]) -> Figure:
     return _grid(panels, "after the activation")
 
 
-def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -> Figure:
-    """Figure 2b: aggregated responses of the last layer for three classes, 50 channels."""
-    wanted = [
-        class_names.index(name) for name in ("airplane", "bird", "dog") if name in class_names
-    ]
-    classes = wanted if len(wanted) == 3 else [*range(min(3, len(class_names)))]
+def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -> Figure | None:
+    """Figure 2b: aggregated responses of the last layer for three classes, 50 channels. None if
+    there are no responses, or no class has images in all runs."""
+    shown = {run: found for run, found in responses.items() if found.aggregated}
+    there = [set(found.labels.tolist()) for found in shown.values()]
+    known = sorted(set.intersection(*there)) if there else []
+    if not known:
+        return None
+    wanted = [k for k in known if class_names[k] in ("airplane", "bird", "dog")]
+    classes = wanted if len(wanted) == 3 else known[:3]
     panels = {}
-    for run, found in responses.items():
-        if found.aggregated:
-            last = list(found.aggregated.values())[-1]
-            panels[run] = [(class_names[k], last[found.labels == k, :CHANNELS]) for k in classes]
+    for run, found in shown.items():
+        last = list(found.aggregated.values())[-1]
+        panels[run] = [(class_names[k], last[found.labels == k, :CHANNELS]) for k in classes]
     return _grid(panels, "aggregated response")
 
 

@@ -34,11 +34,14 @@ def initialize(
     `heartbeat_seconds`.
 
     Raises:
-      ConfigError: if only some of coordinator, processes and index are given.
+      ConfigError: if only some of coordinator, processes and index are given, or the index is not
+        one of as many processes.
     """
     given = (coordinator, processes, index)
     if any(x is not None for x in given) and None in given:
         raise ConfigError("give --coordinator, --processes and --process together")
+    if processes is not None and not 0 <= (index or 0) < processes:
+        raise ConfigError(f"--process={index}: of --processes={processes} they are 0 and above")
     tasks = max(
         int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)),
         len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")),

@@ -58,6 +58,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:  # before or after the training, which saves a checkpoint first
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -97,7 +99,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             rest.append(word)
             continue
         name, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals and (value := next(words, None)) is None:
+        value = value if equals else next(words, "--")
+        if not equals and value.startswith("--"):
             raise ConfigError(f"--config.{name}: give it a value, as --config.{name}=VALUE")
         overrides[name] = value
     return rest, overrides

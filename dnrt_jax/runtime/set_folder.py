@@ -17,12 +17,11 @@ from typing import Any
 from dnrt_jax.runtime import checkpoint, storage
 from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.progress import Line
-from dnrt_jax.runtime.statistics import describe_records
+from dnrt_jax.runtime.statistics import describe_records, mean_record
 from dnrt_jax.runtime.storage import AnyPath
 from dnrt_jax.runtime.workdir import Workdir, read_json
 
 MEMBERS = "members.json"
-POSITION = ("step", "epoch")
 Settings = Mapping[str, Sequence[str]]  # names of members, by what they have in common
 
 
@@ -38,6 +37,7 @@ class SetFolder:
         self._settings, self._is_main = settings, is_main
         self._setting = {name: setting for setting, names in settings.items() for name in names}
         self._stopped: set[str] = set()
+        self._last: dict[str, int] = {}  # the newest step of each member
         # Records of the members of a setting, by step and name, that others have not come to.
         self._waiting: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
         is_set = "" not in self._setting
@@ -103,7 +103,7 @@ class SetFolder:
     def start(self, active: Iterable[str]) -> None:
         """Records the means anew, from the records of the members as they are after a kill. Those
         that are not active have no more to come."""
-        self._stopped = set(self.members) - set(active)
+        self._stopped, self._last = set(self.members) - set(active), {}
         for setting, means in self._means.items():
             means.rewind(0)
             for name in self._settings[setting]:
@@ -163,21 +163,24 @@ class SetFolder:
     def _take(self, name: str, record: dict[str, Any]) -> None:
         waiting = self._waiting.setdefault(self._setting[name], {})
         waiting.setdefault(record["step"], {})[name] = record
+        self._last[name] = record["step"]
 
     def _complete(self, setting: str) -> Iterator[Line]:
-        """Records the means of the steps to which all members have come."""
-        waiting = self._waiting.get(setting, {})
-        needed = set(self._settings[setting]) - self._stopped
+        """Records the means of the steps to which all members have come that have not ended before;
+        "members" says how many, if they are not all. What some do not record has no mean."""
+        waiting, members = self._waiting.get(setting, {}), self._settings[setting]
+        needed = set(members) - self._stopped
         for step in sorted(step for step, found in waiting.items() if needed <= found.keys()):
             found = waiting.pop(step)  # in the order of arrival, which a kill changes
-            records = [found[name] for name in self._settings[setting] if name in found]
-            about = describe_records(records)
-            position = {key: records[0][key] for key in POSITION}
-            mean = {key: value["mean"] for key, value in about.items()} | position
-            spread = {k: v["deviation"] for k, v in about.items() if v["deviation"]}
-            deviations = {f"deviation/{key}": value for key, value in spread.items()}
-            self._means[setting].record(mean | deviations)
-            yield Line(setting, mean, spread)
+            if any(self._last.get(name, 0) >= step for name in set(members) - found.keys()):
+                continue
+            mean = mean_record([found[name] for name in members if name in found])
+            if len(found) < len(members):
+                mean["members"] = len(found)
+            self._means[setting].record(mean)
+            prefix = "deviation/"
+            spread = {k.removeprefix(prefix): v for k, v in mean.items() if k.startswith(prefix)}
+            yield Line(setting, {k: v for k, v in mean.items() if prefix not in k}, spread)
 
     def __enter__(self) -> "SetFolder":
         return self

@@ -29,6 +29,16 @@ def describe(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of several runs at a step: means of all numbers, and "deviation/NAME" of each that
+    is not the same in all."""
+    about = describe_records(records)
+    mean = {key: value["mean"] for key, value in about.items()}
+    position = {key: records[0][key] for key in ("step", "epoch")}
+    spread = {f"deviation/{k}": v["deviation"] for k, v in about.items() if v["deviation"]}
+    return mean | position | spread
+
+
 def describe_records(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`describe` of every number that all records have, by name."""
     names = [

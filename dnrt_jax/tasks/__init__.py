@@ -24,8 +24,11 @@ def find(name: str) -> type[Task]:
     if not attribute:
         raise ConfigError(f"config.task={name!r}: no such task{did_you_mean(name, TASKS)}")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         if name in TASKS:
             raise
         raise ConfigError(f"config.task={name!r}: {error}") from None
+    if not hasattr(found, "FIELDS"):
+        raise ConfigError(f"config.task={name!r}: no task, it has no FIELDS; see tasks/base.py")
+    return found

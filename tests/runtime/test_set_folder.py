@@ -68,6 +68,25 @@ def test_the_means_of_a_set_whose_members_ended_by_themselves_are_whole(tmp_path
     assert [r["step"] for r in read_records(tmp_path)] == [10, 20]
 
 
+def test_a_mean_is_of_steps_that_all_record_and_says_when_some_had_ended(tmp_path):
+    steps = {"seed0": (20, 40), "seed1": (20, 40, 60), "seed2": (10, 20, 30, 40, 50, 60)}
+    names = list(steps)
+    with SetFolder(tmp_path, {"": names}) as folder:
+        for name in names:
+            folder.members[name].rewind(0)
+        for name in names[:2]:
+            for step in steps[name]:
+                folder.members[name].record(record(step, 0.5))
+        folder.start(names[2:])
+        shown = []
+        for step in steps["seed2"]:
+            shown += [line.record["step"] for line in folder.add("seed2", record(step, 0.5))]
+        list(folder.stop("seed2"))
+    found = [(r["step"], r.get("members")) for r in read_records(tmp_path)]
+    assert found == [(20, None), (40, None), (60, 2)]
+    assert shown == [20, 40, 60]
+
+
 def test_members_that_a_command_leaves_out_are_named(tmp_path, caplog):
     with SetFolder(tmp_path, {"": ["seed0", "seed1"]}) as folder:
         folder.write_members(folder.chosen("0,1", [], ["seed0", "seed1"]))
