@@ -268,7 +268,8 @@ def _train(
             f"in {jax.process_count()} processes; {folder.path}",
             flush=True,
         )
-    with train.Stop() as stop:
+    # JAX has left $JAX_DEBUG_NANS' own setting by now, in 0.10.
+    with train.Stop() as stop, jax.debug_nans(bool(jax.config.jax_debug_nans)):
         try:
             runs = [
                 Run(name, experiment, folder.members[name], fresh.pop(name, None))

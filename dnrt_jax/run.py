@@ -92,7 +92,7 @@ class Run:
         self._evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
         self._macs = experiment.task.multiply_accumulates(experiment.model)
         self._best_step = _best_step(workdir, experiment.config)
-        self.is_patient = is_patient(workdir.records(), experiment.config)
+        self._is_patient = is_patient(workdir.records(), experiment.config)
         self._saved, self._speed = self.step, Speed()
         self._steps: list[tuple[Later, int]] = []  # whose values were not looked at yet
         if multihost.is_main():
@@ -107,7 +107,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the run is at its last step, or ended early by `train.patience`."""
-        at_end = self.step == self.calendar.total or not self.is_patient
+        at_end = self.step == self.calendar.total or not self._is_patient
         return at_end and self.failure is None
 
     @property
@@ -153,8 +153,8 @@ class Run:
             self.workdir.record(record)
         if due.evaluate:
             self._best_step = _best_step(self.workdir, config)
-            self.is_patient = is_patient(self.workdir.records(), config)
-        if due.save or self.step == self._best_step or not self.is_patient:
+            self._is_patient = is_patient(self.workdir.records(), config)
+        if due.save or self.step == self._best_step or not self._is_patient:
             self.save(state)
         return record if due.log else None
 

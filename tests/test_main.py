@@ -226,6 +226,16 @@ def test_another_config_in_the_folder_is_refused_and_a_longer_run_can_be_allowed
     assert here(*typed(workdir, "--config.train.log_steps=9")).returncode == 0
 
 
+@pytest.mark.slow
+def test_debug_nans_names_the_operation(tmp_path):
+    flags = ["optim.lr=1e30", "optim.warmup_lr=1e30", "optim.clip=0", "train.dispatch=single"]
+    call = command(tmp_path / "run", *(f"--config.{flag}" for flag in flags))
+    said = environment() | {"JAX_DEBUG_NANS": "True"}
+    done = subprocess.run(call, cwd=ROOT, env=said, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "FloatingPointError: invalid value (nan) encountered in" in done.stderr
+
+
 def test_help_takes_under_three_seconds():
     spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     before = spent()
