@@ -268,8 +268,9 @@ def _train(
             f"in {jax.process_count()} processes; {folder.path}",
             flush=True,
         )
-    # JAX has left $JAX_DEBUG_NANS' own setting by now, in 0.10.
-    with train.Stop() as stop, jax.debug_nans(bool(jax.config.jax_debug_nans)):
+    # What $JAX_DEBUG_NANS says has been lost by now, in JAX 0.10.
+    debug_nans = jax.debug_nans(jax.config.jax_debug_nans)  # pyright: ignore
+    with train.Stop() as stop, debug_nans:
         try:
             runs = [
                 Run(name, experiment, folder.members[name], fresh.pop(name, None))

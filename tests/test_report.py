@@ -13,6 +13,7 @@ from runs import ROOT, arguments, environment, here
 from dnrt_jax.report import __main__ as program
 from dnrt_jax.report import figures
 from dnrt_jax.report.responses import Responses, spread
+from dnrt_jax.report.results import Results, means
 from dnrt_jax.runtime.errors import UserError
 
 BROWSER = next(
@@ -151,10 +152,10 @@ def test_the_results_of_a_set_are_those_of_each_run_at_its_own_end():
         return [{"step": every * i, "epoch": 1.0, "test/acc": acc} for i, acc in steps]
 
     longer, shorter = rows(0.1, 0.8, 0.6, every=10), rows(0.2, 0.4, every=10)
-    found = program.Results.of([longer, shorter], "acc")
+    found = Results.of([longer, shorter], "acc")
     assert (found.last["test/acc"], found.best["test/acc"]) == (0.5, pytest.approx(0.6))
     assert (found.best_steps, found.steps) == ([20, 20], [30, 20])
-    assert [record["step"] for record in program._means([longer, shorter])] == [10, 20]
+    assert [record["step"] for record in means([longer, shorter])] == [10, 20]
 
 
 def test_what_was_best_on_the_validation_split_is_the_best():
@@ -162,7 +163,7 @@ def test_what_was_best_on_the_validation_split_is_the_best():
         {"step": 1, "epoch": 1.0, "test/acc": 0.5, "valid/acc": 0.9},
         {"step": 2, "epoch": 2.0, "test/acc": 0.6, "valid/acc": 0.8},
     ]
-    assert program.Results.of([records], "acc").best["test/acc"] == 0.5
+    assert Results.of([records], "acc").best["test/acc"] == 0.5
 
 
 def test_classes_without_an_image_are_not_drawn():
