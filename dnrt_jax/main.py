@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with user_errors():
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        args = _parser().parse_args(words)
+        args = _parse(words)
         keep_memory()
     try:
         with user_errors():
@@ -42,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dnrt_jax.runtime import multihost
 
     multihost.leave(status)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(words)
+    if args.profile < 0:
+        parser.error(f"--profile={args.profile}: must be 0 or more")
+    if args.checkpoint != "latest" and not args.eval_only:
+        parser.error(f"--checkpoint={args.checkpoint}: needs --eval_only")
+    return args
 
 
 def _parser() -> Parser:
@@ -101,12 +111,13 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _config(args, overrides)
     from dnrt_jax import members
     from dnrt_jax.config import validate
-    from dnrt_jax.runtime import multihost
+    from dnrt_jax.runtime import multihost, trackers
     from dnrt_jax.runtime.set_folder import SetFolder
 
     named = members.of_command(config, args.seeds, args.sweep)
     for member in named:
         validate(member.config)
+    trackers.check(config)
     keep_programs()
     multihost.initialize(
         args.coordinator, args.processes, args.process, config.parallel.heartbeat_seconds

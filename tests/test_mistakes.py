@@ -103,6 +103,9 @@ CONFIG = {
         ["--seeds=0,1", "--config.parallel.members=together", "--config.parallel.member_parts=3"],
         "member_parts=3: does not divide 2 members",
     ),
+    "a profile of fewer steps than none": (["--profile=-5"], "--profile=-5: must be 0 or more"),
+    "a checkpoint to train": (["--checkpoint=best"], "--checkpoint=best: needs --eval_only"),
+    "a tracker that is not installed": (["--config.train.tracker=wandb"], "pip install wandb"),
     "an unknown flag": (["--wrkdir=x"], "--wrkdir"),
 }
 

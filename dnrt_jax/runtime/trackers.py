@@ -1,6 +1,7 @@
 """Writes the records of a run to Weights & Biases or MLflow, if their package is installed."""
 
 import hashlib
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,17 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def check(config: Config) -> None:
+    """Raises a ConfigError if the package of `config.train.tracker` cannot be imported."""
+    name = config.train.tracker
+    try:
+        _ = name == "none" or importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"config.train.tracker={name!r}: needs {error.name}; run: pip install {name}"
+        ) from None
+
+
 def open_tracker(config: Config, folder: AnyPath) -> Tracker | None:
     """The tracker `config.train.tracker`, or None; a resumed run, which is one in the same folder,
     goes on in its place.
@@ -25,15 +37,9 @@ def open_tracker(config: Config, folder: AnyPath) -> Tracker | None:
     Raises:
       ConfigError: if its package is not installed.
     """
-    name = config.train.tracker
-    if name == "none":
-        return None
-    try:
-        return {"wandb": Wandb, "mlflow": MLflow}[name](config, folder)
-    except ImportError as error:
-        raise ConfigError(
-            f"config.train.tracker={name!r}: needs {error.name}; run: pip install {name}"
-        ) from None
+    check(config)
+    kind = {"none": None, "wandb": Wandb, "mlflow": MLflow}[config.train.tracker]
+    return kind and kind(config, folder)
 
 
 class Wandb:
