@@ -102,6 +102,16 @@ def test_each_member_trains_as_a_run_of_its_own(data, model, how, devices, each,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_members_of_an_accelerator_train_on_packed_states(data, monkeypatch, devices):
+    config = config_of(VIT, **{"train.dispatch": "single"})
+    expected = alone(replaced(config, SEEDS[1]), data, devices)
+    monkeypatch.setattr("dnrt_jax.training.dispatch.platform", lambda mesh: "gpu")
+    found = losses(together(set_of(config, data, devices, SEEDS[:2])), 2)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("model", [CNN, VIT], ids=["cnn", "vit"])
 def test_trained_on_digits_each_member_is_as_good_as_a_run_of_its_own(model, devices):
