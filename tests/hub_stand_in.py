@@ -14,7 +14,7 @@ TOKEN = "hf_of_the_test"
 class Hub:
     """`repos` holds {OWNER/NAME: {revision: {file: content}}}; every change is a new commit.
 
-    failing: files for which the hub answers 500. damaged: files whose content differs from their
+    failing: files that the hub does not send. damaged: files whose content differs from their
     checksum. gated: repositories that ask for a token. requests: the paths asked for. defects:
     exceptions of the stand-in itself.
     """
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if revision not in commits:
             return self.refuse(404, "RevisionNotFound")
         if name in self.hub.failing:
-            return self.refuse(500, "Failed")
+            return self.refuse(418, "Failed")  # after others the client tries again for long
         commit = {"X-Repo-Commit": self.sha(repo, revision)}
         if name not in commits[revision]:
             return self.refuse(404, "EntryNotFound", commit)
