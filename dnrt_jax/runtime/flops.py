@@ -29,6 +29,9 @@ PEAK_FLOPS = {
 }
 
 
+DEPTHWISE = "depthwise_convolution"  # of models/conv.py, in two forms
+
+
 class MultiplyAccumulates(NamedTuple):
     """Numbers of multiply-accumulates.
 
@@ -57,7 +60,7 @@ def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumula
             # Kernel: (output channels, input channels of one group, window ...).
             kernel, numbers = eqn.invars[1], eqn.params["dimension_numbers"]
             layers += times * _size(eqn.outvars[0]) * _dims(kernel, numbers.rhs_spec[1:])
-        elif eqn.params.get("name") == "depthwise_convolution":  # of models/conv.py, as products
+        elif eqn.params.get("name") == DEPTHWISE:
             layers += times * _size(eqn.outvars[0]) * _dims(eqn.invars[1], (0, 1))
     return MultiplyAccumulates(layers, products)
 
@@ -88,6 +91,8 @@ def utilization(macs: int, images_per_sec: float) -> float | None:
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:
     for eqn in jaxpr.eqns:
         yield eqn, times
+        if eqn.params.get("name") == DEPTHWISE:
+            continue
         inner = times * eqn.params.get("length", 1)  # of a scan
         for value in jax.tree.leaves(list(eqn.params.values())):
             if isinstance(value, core.ClosedJaxpr):
