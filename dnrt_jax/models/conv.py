@@ -75,11 +75,12 @@ def depthwise_convolution(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _grouped_convolution(x: Array, kernel: Array, stride: int) -> Array:
+    pad = len(kernel) // 2
     return jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None],
         window_strides=(stride, stride),
-        padding=2 * [(len(kernel) // 2,) * 2],
+        padding=2 * [(pad, pad)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
