@@ -23,8 +23,8 @@ class Conv(nn.Module):
     """A convolution [B, H, W, C] -> [B, H/stride, W/stride, features], padded by kernel_size // 2.
 
     H/stride and W/stride round up. Parameters are those of nn.Conv. Pointwise convolutions are
-    matrix products, for each group; on a CPU depthwise ones are sums of shifted products, since
-    XLA:CPU is slow at the gradients of both: MobileNets train in two fifths of the time.
+    matrix products, on a CPU those of groups one by one, and depthwise ones sums of shifted
+    products, since XLA:CPU is slow at their gradients: MobileNets train in two fifths of the time.
     """
 
     features: int
@@ -44,20 +44,37 @@ class Conv(nn.Module):
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if k == 1:
-            x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0], self.groups)
-        elif self.groups == c == self.features:
-            x = depthwise_convolution(x, kernel[:, :, 0], self.stride)
+        if self.groups > 1:
+            x = grouped_convolution(x, kernel, self.stride, self.groups)
+        elif k == 1:
+            x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0], 1)
         else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=2 * [(k // 2, k // 2)],
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-            )
+            x = _convolution(x, kernel, self.stride, 1)
         return x if bias is None else x + bias
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # a call in the jaxpr, by whose name `flops` counts it
+def grouped_convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    plain = partial(_convolution, stride=stride, groups=groups)
+    if len(kernel) == 1:
+        by_group = lambda x, kernel: _pointwise(x[:, ::stride, ::stride], kernel[0, 0], groups)
+    elif groups == x.shape[-1] == kernel.shape[-1]:
+        by_group = lambda x, kernel: _shifted_products(x, kernel[:, :, 0], stride)
+    else:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_group, default=plain)
+
+
+def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    pad = len(kernel) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=2 * [(pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def _pointwise(x: Array, kernel: Array, groups: int) -> Array:
@@ -65,25 +82,6 @@ def _pointwise(x: Array, kernel: Array, groups: int) -> Array:
     kernels = jnp.split(kernel, groups, axis=1)
     y = jnp.concatenate([p @ k for p, k in zip(pixels, kernels, strict=True)], axis=1)
     return y.reshape(*x.shape[:-1], -1)
-
-
-@partial(jax.jit, static_argnums=2)  # a call in the jaxpr, by whose name `flops` counts it
-def depthwise_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    by_products = partial(_shifted_products, stride=stride)
-    by_groups = partial(_grouped_convolution, stride=stride)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_products, default=by_groups)
-
-
-def _grouped_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    pad = len(kernel) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel[:, :, None],
-        window_strides=(stride, stride),
-        padding=2 * [(pad, pad)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
 
 
 def _shifted_products(x: Array, kernel: Array, stride: int) -> Array:

@@ -29,7 +29,7 @@ PEAK_FLOPS = {
 }
 
 
-DEPTHWISE = "depthwise_convolution"  # of models/conv.py, in two forms
+GROUPED = "grouped_convolution"  # of models/conv.py, in two forms
 
 
 class MultiplyAccumulates(NamedTuple):
@@ -60,8 +60,8 @@ def multiply_accumulates(fn: Callable[..., Any], *args: Any) -> MultiplyAccumula
             # Kernel: (output channels, input channels of one group, window ...).
             kernel, numbers = eqn.invars[1], eqn.params["dimension_numbers"]
             layers += times * _size(eqn.outvars[0]) * _dims(kernel, numbers.rhs_spec[1:])
-        elif eqn.params.get("name") == DEPTHWISE:
-            layers += times * _size(eqn.outvars[0]) * _dims(eqn.invars[1], (0, 1))
+        elif eqn.params.get("name") == GROUPED:
+            layers += times * _size(eqn.outvars[0]) * _dims(eqn.invars[1], (0, 1, 2))
     return MultiplyAccumulates(layers, products)
 
 
@@ -91,7 +91,7 @@ def utilization(macs: int, images_per_sec: float) -> float | None:
 def _equations(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[core.JaxprEqn, int]]:
     for eqn in jaxpr.eqns:
         yield eqn, times
-        if eqn.params.get("name") == DEPTHWISE:
+        if eqn.params.get("name") == GROUPED:
             continue
         inner = times * eqn.params.get("length", 1)  # of a scan
         for value in jax.tree.leaves(list(eqn.params.values())):

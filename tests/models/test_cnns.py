@@ -93,13 +93,15 @@ def test_conv_is_the_convolution_of_flax(kernel_size, groups, features, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [3, 5])
-def test_a_depthwise_convolution_is_the_same_on_every_platform(kernel_size, stride):
+@pytest.mark.parametrize(("kernel_size", "groups", "features"), [(1, 3, 9), (3, 6, 6), (5, 6, 6)])
+def test_a_convolution_of_groups_is_the_same_on_every_platform(
+    kernel_size, groups, features, stride
+):
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (2, 7, 8, 6))
-    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 6))
-    forms = (conv._shifted_products, conv._grouped_convolution)
-    ours, theirs = (jax.vjp(lambda x, k, f=f: f(x, k, stride), x, kernel) for f in forms)
+    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 6 // groups, features))
+    forms = (conv.grouped_convolution, conv._convolution)
+    ours, theirs = (jax.vjp(lambda x, k, f=f: f(x, k, stride, groups), x, kernel) for f in forms)
     assert_close(ours[0], theirs[0], 1e-6)
     for one, other in zip(*(vjp(jnp.ones_like(y)) for y, vjp in (ours, theirs)), strict=True):
         assert_close(one, other, 1e-5)
