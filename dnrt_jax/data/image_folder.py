@@ -150,11 +150,14 @@ def _raise(error: OSError) -> None:
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder below with the names of its files, but hidden folders and links to above."""
     for path, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        is_above = lambda name, path=path: (
-            Path(path).resolve().is_relative_to(Path(path, name).resolve())
-        )
-        folders[:] = [name for name in folders if not (_litter(name) or is_above(name))]
+        folders[:] = [f for f in folders if not (_litter(f) or _leads_back(Path(path), f))]
         yield path, files
+
+
+def _leads_back(folder: Path, name: str) -> bool:
+    """Whether `name` in `folder` is a link to it or above it."""
+    link = folder / name
+    return link.is_symlink() and folder.resolve().is_relative_to(link.resolve())
 
 
 def _litter(name: str) -> bool:

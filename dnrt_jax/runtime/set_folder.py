@@ -180,7 +180,7 @@ class SetFolder:
             self._means[setting].record(mean)
             prefix = "deviation/"
             spread = {k.removeprefix(prefix): v for k, v in mean.items() if k.startswith(prefix)}
-            yield Line(setting, {k: v for k, v in mean.items() if prefix not in k}, spread)
+            yield Line(setting, mean, spread)
 
     def __enter__(self) -> "SetFolder":
         return self

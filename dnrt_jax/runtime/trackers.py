@@ -23,7 +23,8 @@ def check(config: Config) -> None:
     """Raises a ConfigError if the package of `config.train.tracker` cannot be imported."""
     name = config.train.tracker
     try:
-        _ = name == "none" or importlib.import_module(name)
+        if name != "none":
+            importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"config.train.tracker={name!r}: needs {error.name}; run: pip install {name}"

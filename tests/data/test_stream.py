@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -273,28 +274,37 @@ def test_what_is_large(source, tmp_path, monkeypatch):
     assert stream.is_large(archive, 6)
 
 
+def program_of(folder, body):
+    """A program with a stream `batches` of two images each, by one worker."""
+    write_folder(folder / "pets", pets())
+    lines = [
+        "from pathlib import Path",
+        "from dnrt_jax.data import datasets, stream",
+        "if __name__ == '__main__':",
+        f"    source = datasets.find('pets', Path({str(folder)!r}), 'train')",
+        "    batches = stream.Stream(source, batch_size=2, side=6, workers=1)",
+    ]
+    path = folder / "program.py"
+    path.write_text("\n".join([*lines, textwrap.indent(body, "    ")]))
+    return path
+
+
 def test_workers_leave_signals_to_the_run_and_end_with_it(tmp_path):
     """Ctrl-C reaches all processes of a terminal's group; the run saves before it ends."""
-    write_folder(tmp_path / "pets", pets())
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import multiprocessing, os, signal, time\n"
-        "from pathlib import Path\n"
-        "from dnrt_jax.data import datasets, stream\n"
-        "if __name__ == '__main__':\n"
-        f"    source = datasets.find('pets', Path({str(tmp_path)!r}), 'train')\n"
-        "    batches = stream.Stream(source, batch_size=2, side=6, workers=1)\n"
-        "    next(batches)\n"
-        "    got = []\n"
-        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
-        "        signal.signal(number, lambda *_: got.append(1))\n"
-        "        os.killpg(0, number)\n"
-        "    for _ in range(8):\n"
-        "        next(batches)\n"
-        "    (worker,) = multiprocessing.active_children()\n"
-        "    print(len(got), worker.pid, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
+    body = """
+import multiprocessing, os, signal
+next(batches)
+got = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: got.append(1))
+    os.killpg(0, number)
+for _ in range(8):
+    next(batches)
+(worker,) = multiprocessing.active_children()
+print(len(got), worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    program = program_of(tmp_path, body)
     run = [sys.executable, program]
     done = subprocess.run(run, capture_output=True, text=True, start_new_session=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -319,15 +329,6 @@ def test_a_worker_that_is_killed_is_one_line(source):
 
 
 def test_a_program_that_ends_without_closing_says_nothing(tmp_path):
-    write_folder(tmp_path / "pets", pets())
-    program = tmp_path / "program.py"
-    program.write_text(
-        "from pathlib import Path\n"
-        "from dnrt_jax.data import datasets, stream\n"
-        "if __name__ == '__main__':\n"
-        f"    source = datasets.find('pets', Path({str(tmp_path)!r}), 'train')\n"
-        "    batches = stream.Stream(source, batch_size=2, side=6, workers=1)\n"
-        "    print(next(batches)['label'])\n"
-    )
+    program = program_of(tmp_path, "print(next(batches)['label'])")
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[0 0]\n", "")
