@@ -1,4 +1,4 @@
-"""Image classification, with the data set in memory or streamed from disk if it is too large."""
+"""Image classification; `image_splits.py` has the data set, in memory or streamed from disk."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,8 +15,6 @@ from dnrt_jax import models
 from dnrt_jax.config import Config
 from dnrt_jax.data import augment, datasets
 from dnrt_jax.data.order import hold_out
-from dnrt_jax.data.source import Source, Subset
-from dnrt_jax.data.stream import RandomResizedCrop, Stream, is_large
 from dnrt_jax.fields import (
     FLAG,
     FRACTION,
@@ -31,13 +29,13 @@ from dnrt_jax.fields import (
 )
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.sharding import check_batch, replicated
-from dnrt_jax.tasks.arrays import Arrays, all_steps, place, placed, summarize
+from dnrt_jax.tasks.arrays import Arrays, all_steps, summarize
 from dnrt_jax.tasks.base import OnDevice, Task
+from dnrt_jax.tasks.image_splits import Images, Split, open_split, read, subset
 from dnrt_jax.training import metrics
 from dnrt_jax.training.dispatch import in_loops
 from dnrt_jax.training.step import eval_step
 
-Images = datasets.Dataset | Source
 TRAIN_FIELDS = (
     "image_size mean std crop crop_area crop_aspect interpolation pad flip rand_augment erase"
 )
@@ -122,7 +120,7 @@ class ImageClassification(Task):
         self._config, data = config, config.data
         train = read(config, "train") if train is None else train
         test = read(config, "test") if test is None else test
-        self._whole, self._test = train, self._open(test, train=False)
+        self._whole, self._test = train, open_split(test, config, train=False)
         self.class_names, self.channels = train.class_names, train.channels
         # Shared by the tasks that `like` makes: by seed, and by model and mesh.
         self._divided: dict[int | None, tuple[Images, Split, Split | None]] = {}
@@ -178,7 +176,7 @@ class ImageClassification(Task):
             return None
         return self._train.on_device(self.batch_size, self._config.seed, mesh)
 
-    def _goes_to_devices(self, split: "Split") -> bool:
+    def _goes_to_devices(self, split: Split) -> bool:
         """Whether a split in memory is to be copied to the devices as a whole."""
         return self._config.train.dispatch == "scan" or split.fits_devices
 
@@ -238,15 +236,10 @@ class ImageClassification(Task):
         if seed not in self._divided:
             if seed is not None:
                 kept, held = hold_out(train.labels, fraction, seed)
-                valid = self._open(_subset(train, held), train=False)
-                train = _subset(train, kept)
-            self._divided[seed] = train, self._open(train, train=True), valid
+                valid = open_split(subset(train, held), self._config, train=False)
+                train = subset(train, kept)
+            self._divided[seed] = train, open_split(train, self._config, train=True), valid
         self._images, self._train, self._valid = self._divided[seed]
-
-    def _open(self, images: Images, *, train: bool) -> "Split":
-        if isinstance(images, datasets.Dataset):
-            return Arrays(images.images, images.labels)
-        return Streamed(images, self._config, train=train)
 
     def _transforms(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The transforms of training and evaluation; checks that they accept the config."""
@@ -261,101 +254,10 @@ class ImageClassification(Task):
             options["crop"] = "none"
         try:
             train = augment.train_transform(**options)
-            if isinstance(
-                images, datasets.Dataset
-            ):  # report mistakes now, not when the step is compiled
+            if isinstance(images, datasets.Dataset):
+                # Report mistakes now, not when the step is compiled.
                 keys = jax.random.split(jax.random.key(0), 1)
                 jax.eval_shape(train, keys, images.images[:1])
             return train, augment.eval_transform(**pick(EVAL_FIELDS))
         except ValueError as error:
             raise ConfigError(f"config.data: {error}") from None
-
-
-class Streamed:
-    """A split whose images are decoded on demand, with the methods of `Arrays`."""
-
-    crops = True  # the random crop happens while decoding, not on the device
-    fits_devices = False
-
-    def __init__(self, source: Source, config: Config, *, train: bool):
-        self._source, self._data, self._train = source, config.data, train
-        self._evaluated: Stream | None = None  # kept, with its workers, between evaluations
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def _stream(self, batch_size: int, **options: Any) -> Stream:
-        data = self._data
-        crop = RandomResizedCrop(data.crop_area, data.crop_aspect, data.interpolation)
-        return Stream(
-            self._source,
-            batch_size=batch_size,
-            side=data.image_size if self._train else data.eval_resize,
-            crop=crop if self._train and data.crop == "random_resized" else None,
-            workers=data.workers,
-            on_error=data.on_error,
-            **options,
-        )
-
-    def train_batches(self, batch_size: int, seed: int, mesh: Mesh) -> Callable[[int], Iterator]:
-        stream = self._stream(batch_size, shuffle=True, seed=seed, **_process())
-
-        def draw(start):
-            stream.set_state({"position": start})
-            return iter(stream)
-
-        return placed(draw, mesh)
-
-    def on_device(self, batch_size: int, seed: int, mesh: Mesh) -> None:
-        return None
-
-    def batches(self, batch_size: int, mesh: Mesh) -> Iterator:
-        self._evaluated = self._evaluated or self._stream(batch_size, **_process())
-        return (place(batch, mesh) for batch in self._evaluated.epoch())
-
-    def samples(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        stream = self._stream(min(32, len(self)), shuffle=True, seed=seed)
-        return ((b["inputs"][b["mask"]], b["label"][b["mask"]]) for b in stream.epoch())
-
-
-Split = Arrays | Streamed
-
-
-def _subset(images: Images, indices: np.ndarray) -> Images:
-    if isinstance(images, datasets.Dataset):
-        return images.subset(indices)
-    return Subset(images, indices)
-
-
-def _process() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-def read(config: Config, split: str) -> Images:
-    """Reads the "train" or "test" split into memory, or opens it as a source to be streamed.
-
-    Raises:
-      UserError: if the data cannot be read as the config says.
-    """
-    data, folder = config.data, datasets.local_dir(config.data.name, config.data.dir)
-    if data.loader != "memory":
-        source = datasets.find(data.name, folder, split)
-        large = source is not None and is_large(source, data.image_size)
-        if source is None and data.loader == "stream":
-            raise ConfigError(
-                f"config.data.loader='stream': {data.name} is neither a folder nor prepared"
-            )
-        if source is not None and (large or data.loader == "stream"):
-            if data.imbalance:
-                raise ConfigError(
-                    f"config.data.imbalance={data.imbalance}: only for data in memory"
-                )
-            return source
-    return datasets.load(
-        data.name,
-        folder,
-        split,
-        image_size=data.image_size,
-        imbalance=data.imbalance,
-        on_error=data.on_error,
-    )
