@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dnrt_jax import models, tasks
-from dnrt_jax.config import FIELDS, model_fields
+from dnrt_jax.common_fields import FIELDS
+from dnrt_jax.config import model_fields
 from dnrt_jax.fields import Field
 
 PAGE = Path(__file__).parent.parent / "docs" / "config.md"
 HEAD = """\
 # Config fields
 
-Written by `python -m scripts.config_page` from the definitions in `dnrt_jax/config.py`,
+Written by `python -m scripts.config_page` from the definitions in `dnrt_jax/common_fields.py`,
 `dnrt_jax/tasks/` and `dnrt_jax/models/`: edit those, not this page.
 
 A config file in `configs/` starts from `dnrt_jax.config.default()` and sets fields. On the command

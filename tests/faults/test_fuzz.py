@@ -17,7 +17,8 @@ from PIL import Image
 from runs import ROOT
 
 from dnrt_jax import convert, models
-from dnrt_jax.config import FIELDS, fields_of, flatten, validate
+from dnrt_jax.common_fields import FIELDS
+from dnrt_jax.config import fields_of, flatten, validate
 from dnrt_jax.config_file import load
 from dnrt_jax.data import decode
 from dnrt_jax.runtime import weight_files
