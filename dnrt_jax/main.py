@@ -13,17 +13,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dnrt_jax.runtime.errors import CheckpointError, ConfigError, WorkdirError
-from dnrt_jax.runtime.process import (
-    Parser,
-    keep_memory,
-    keep_programs,
-    split_overrides,
-    user_errors,
-)
+from dnrt_jax import command_line
+from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.process import keep_memory, keep_programs, split_overrides, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with user_errors():
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        args = _parse(words)
+        args = command_line.parse(words, __doc__)
         keep_memory()
     try:
         with user_errors():
@@ -44,71 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     multihost.leave(status)
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    args = parser.parse_args(words)
-    if args.profile < 0:
-        parser.error(f"--profile={args.profile}: must be 0 or more")
-    if args.checkpoint != "latest" and not args.eval_only:
-        parser.error(f"--checkpoint={args.checkpoint}: needs --eval_only")
-    return args
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m dnrt_jax.main", description=__doc__)
-    parser.add_argument("--config", help="config file: configs/NAME.py, or FILE.py:ARGUMENT")
-    parser.add_argument(
-        "--workdir",
-        metavar="DIR",
-        help="folder of the run, or gs://BUCKET/PATH; default: runs/NAME for configs/NAME.py",
-    )
-    parser.add_argument(
-        "--seeds",
-        metavar="N,N",
-        help="a set of runs that differ in the seed, in folders seedN of --workdir",
-    )
-    parser.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="FIELD=X,Y",
-        help="a set of runs that differ in a number of the config, as optim.lr=1e-3,3e-4; "
-        "repeatable, and with --seeds: all combinations",
-    )
-    parser.add_argument(
-        "--eval_only", action="store_true", help="evaluate a checkpoint of the run and exit"
-    )
-    parser.add_argument(
-        "--checkpoint", default="latest", help="with --eval_only: latest, best or a step"
-    )
-    parser.add_argument(
-        "--allow_change",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="config field, as optim.lr, that may differ from the run being resumed; repeatable",
-    )
-    parser.add_argument(
-        "--profile",
-        type=int,
-        default=0,
-        metavar="N",
-        help="trace N steps, for TensorBoard or XProf, into the folder profile of the run",
-    )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of process 0, for a run of several processes",
-    )
-    parser.add_argument("--processes", type=int, help="with --coordinator: number of processes")
-    parser.add_argument(
-        "--process", type=int, help="with --coordinator: index of this process, from 0"
-    )
-    return parser
-
-
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    config = _config(args, overrides)
+    config = command_line.config_of(args, overrides)
     from dnrt_jax import members
     from dnrt_jax.config import validate
     from dnrt_jax.runtime import multihost, trackers
@@ -123,7 +54,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         args.coordinator, args.processes, args.process, config.parallel.heartbeat_seconds
     )
     settings = members.by_setting(named)
-    with SetFolder(_path(args), settings, is_main=multihost.is_main()) as folder:
+    with SetFolder(command_line.folder_of(args), settings, is_main=multihost.is_main()) as folder:
         return _in_folder(folder, named, args)
 
 
@@ -176,40 +107,6 @@ def _with_checkpoint(named: Sequence[Any], at: dict[str, Any]) -> list[Any]:
         if member not in found:
             logging.warning("%s: no checkpoint to evaluate", at[member.name].path)
     return found or list(named)
-
-
-def _config(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
-    """The config of the command line, or that of the run's folder, with the overrides."""
-    from dnrt_jax.config import validate
-    from dnrt_jax.config_file import load, override
-    from dnrt_jax.runtime import storage
-    from dnrt_jax.runtime.set_folder import read_members
-    from dnrt_jax.runtime.workdir import read_config
-
-    if args.config:
-        config = load(args.config, overrides)
-    elif not args.workdir:
-        raise ConfigError("give --config=configs/NAME.py, as configs/digits.py")
-    elif not storage.is_dir(storage.path(args.workdir)):
-        raise WorkdirError(
-            f"--workdir={args.workdir}: no such folder; to start a run give --config"
-        )
-    else:
-        folder = storage.path(args.workdir)
-        if command := read_members(folder):
-            args.seeds, args.sweep = args.seeds or command["seeds"], args.sweep or command["sweep"]
-            members = [folder / name for names in command["settings"].values() for name in names]
-            begun = (member for member in members if storage.is_file(member / "config.json"))
-            folder = next(begun, members[0])
-        config = override(read_config(folder), overrides)
-    validate(config)
-    return config
-
-
-def _path(args: argparse.Namespace) -> Any:
-    from dnrt_jax.runtime import storage
-
-    return storage.path(args.workdir or Path("runs") / Path(args.config.partition(":")[0]).stem)
 
 
 def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:

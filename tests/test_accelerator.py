@@ -14,7 +14,7 @@ import pytest
 from making import data_of_the_tables
 from runs import ROOT, environment
 
-from dnrt_jax import main
+from dnrt_jax import command_line
 from dnrt_jax.config import validate
 from dnrt_jax.config_file import load
 from dnrt_jax.runtime.process import split_overrides
@@ -62,7 +62,7 @@ def test_the_commands_are_valid_and_the_trainings_those_of_the_cases(tmp_path):
     found = {}
     for words in trainings:
         words, overrides = split_overrides(words)
-        args = main._parser().parse_args(words)
+        args = command_line.parser().parse_args(words)
         config = load(args.config, overrides)
         validate(config)
         assert (config.data.name, config.train.epochs) == ("cifar10-jpeg", 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dnrt_jax import main
+from dnrt_jax import command_line
 from dnrt_jax.config import validate
 from dnrt_jax.config_file import load
 from dnrt_jax.runtime.process import split_overrides
@@ -300,7 +300,7 @@ def test_slurm_starts_the_program_on_every_node_with_its_words_kept_apart(tmp_pa
     assert done.returncode == 0, done.stderr
     _, *words = done.stdout.splitlines()
     assert words[:3] == ["python", "-m", "dnrt_jax.main"]
-    assert main._parser().parse_args(words[3:]) == main._parser().parse_args(
+    assert command_line.parser().parse_args(words[3:]) == command_line.parser().parse_args(
         ["--config=configs/cifar100.py", "--workdir=/my runs/a", "--eval_only"]
     )
 
@@ -315,7 +315,7 @@ def test_the_manifest_for_gke_starts_the_program_on_every_host_of_the_slice():
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     assert chips == math.prod(map(int, topology.split("x")))
     assert container["command"][:3] == ["python", "-m", "dnrt_jax.main"]
-    args = main._parser().parse_args(container["command"][3:])
+    args = command_line.parser().parse_args(container["command"][3:])
     assert args.workdir.startswith("gs://")
     validate(load(str(ROOT / args.config), {}))
 
@@ -343,7 +343,7 @@ def test_what_a_script_or_the_notebook_refers_to_exists(path):
     for line in re.findall(r"-m dnrt_jax\.main (--config=configs[^|\n]*)", text):
         words = [word.replace("{epochs}", "2") for word in shlex.split(line.split(" 2>")[0])]
         words, overrides = split_overrides(words)
-        args = main._parser().parse_args(words)
+        args = command_line.parser().parse_args(words)
         validate(load(str(ROOT / args.config), overrides))
 
 

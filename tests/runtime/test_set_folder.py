@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dnrt_jax import main
+from dnrt_jax import command_line
 from dnrt_jax import train as train_loop
 from dnrt_jax.config import default, to_json
 from dnrt_jax.runtime.errors import NonFiniteError
@@ -119,8 +119,8 @@ def swept(tmp_path):
     ],
 )
 def test_the_folder_of_a_set_completes_the_command(swept, flags, seeds, sweep):
-    args = main._parser().parse_args([f"--workdir={swept}", *flags])
-    assert main._config(args, {}) == default()
+    args = command_line.parser().parse_args([f"--workdir={swept}", *flags])
+    assert command_line.config_of(args, {}) == default()
     assert (args.seeds, args.sweep) == (seeds, sweep)
 
 
