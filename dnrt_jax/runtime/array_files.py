@@ -96,10 +96,15 @@ def read(folder: Path, described: dict[str, str]) -> Arrays:
 
 
 def _join(arrays: Arrays) -> Arrays:
-    """All arrays of a dtype as one vector, by dtype."""
+    """All arrays of a dtype as one vector, by dtype; longer than a chunk, filled up to whole ones:
+    Orbax's chunks divide a vector, so one of prime length would be cut into single numbers."""
     parts: dict[str, list[np.ndarray]] = {}
     for x in arrays.values():
         parts.setdefault(str(x.dtype), []).append(x.ravel())
+    for found in parts.values():
+        size, chunk = sum(x.size for x in found), CHUNK // found[0].itemsize
+        if size > chunk:
+            found.append(np.zeros(-size % chunk, found[0].dtype))
     return {dtype: np.concatenate(found) for dtype, found in parts.items()}
 
 
