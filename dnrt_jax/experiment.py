@@ -166,7 +166,8 @@ def formulation_of(mesh: Mesh) -> Formulation:
     """The formulation of a model on the devices of `mesh`."""
     device = mesh.devices.flat[0]
     if device.platform == "tpu":
-        return "tpu"
+        generation = re.match(r"TPU v?(\d+)", device.device_kind)
+        return "tpu5" if generation and int(generation[1]) <= 5 else "tpu"
     # cuDNN's attention needs an Ampere GPU or a newer one.
     cuda = re.fullmatch(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
     return "gpu" if cuda and int(cuda[1]) >= 8 else "cpu"

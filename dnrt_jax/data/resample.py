@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dnrt_jax import bfloat16
 from dnrt_jax.data.formulation import by_platform
 
 
@@ -151,12 +152,9 @@ def interpolate_by_product(image: jax.Array, taps: _Taps) -> jax.Array:
             found = jnp.where(tap == k, weight, found)
         return found
 
-    # The bits of a weight in three parts of bfloat16, which holds the pixels: one product for six.
-    parts, rest = [], spread(taps.left, taps.weights_x, width)
-    for _ in range(3):
-        parts.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
-        rest = rest - parts[-1]
-    across = jnp.concatenate(parts).astype(jnp.bfloat16)
+    # One product of bfloat16, which holds the pixels, for six.
+    across = bfloat16.parts(spread(taps.left, taps.weights_x, width))
+    across = across.reshape(-1, across.shape[-1])
     planes = jnp.tile(planes.astype(jnp.bfloat16), 3)
     wide = jnp.einsum("cyx,xp->cyp", planes, across, preferred_element_type=jnp.float32)
     return (spread(taps.top, taps.weights_y, height) * wide).sum(1).T

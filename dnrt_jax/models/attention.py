@@ -6,17 +6,40 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from dnrt_jax.models.formulation import Formulation
+from dnrt_jax.models.formulation import TPU, Formulation
 from dnrt_jax.models.layers import Dense, check_multiple
+from dnrt_jax.models.varying import equally_varying
 from dnrt_jax.raa import promote
 
-# Of heads [B, H, N, Dh] next to projections: the batch last in memory, as XLA:TPU keeps tokens.
-# Without it the products for weights and for inputs each copy the gradients of heads.
-TPU_LAYOUT = Layout((2, 1, 3, 0))
-
 HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
+
+
+def _to_heads(x: Array, kernel: Array, bias: Array) -> Array:
+    """[B, N, D] to heads [B, H, N, Dh], with a kernel [D, H, Dh] and a bias [H, Dh]; differentiable
+    in reverse mode only."""
+    return _projected(*equally_varying(x, kernel, bias))
+
+
+@jax.custom_vjp
+def _projected(x, kernel, bias):
+    return jnp.einsum("bnd,dhk->bhnk", x, kernel) + bias[:, None]
+
+
+def _projected_forward(x, kernel, bias):
+    return _projected(x, kernel, bias), (x, kernel)
+
+
+def _projected_backward(saved, g):
+    x, kernel = saved
+    # The bias is a row of the kernel, for a one at the end of each x: its gradient comes with the
+    # kernel's. A sum would read g again, and take a TPU three times as long as the product.
+    x_and_one = jnp.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    rows = jnp.einsum("bnd,bhnk->dhk", x_and_one, g)
+    return jnp.einsum("bhnk,dhk->bnd", g, kernel), rows[:-1], rows[-1]
+
+
+_projected.defvjp(_projected_forward, _projected_backward)
 
 
 class Heads(Dense):
@@ -32,15 +55,17 @@ class Heads(Dense):
     def __call__(self, inputs: Array) -> tuple[Array, ...]:
         b, n, d = inputs.shape
         shape = (self.parts, self.num_heads, self.features // (self.parts * self.num_heads))
-        if self.formulation != "tpu":
+        if self.formulation not in TPU:
             heads = super().__call__(inputs).reshape(b, n, *shape)
             return tuple(heads.transpose(2, 0, 3, 1, 4))
         inputs, kernel, bias = self.promoted(inputs)
         kernels = kernel.reshape(d, *shape).swapaxes(0, 1)
-        heads = [jnp.einsum("bnd,dhk->bhnk", inputs, kernel) for kernel in kernels]
-        if bias is not None:
-            heads = map(jnp.add, heads, bias.reshape(*shape[:2], 1, shape[2]))
-        return tuple(with_layout_constraint(x, TPU_LAYOUT) for x in heads)
+        if bias is None:
+            heads = [jnp.einsum("bnd,dhk->bhnk", inputs, kernel) for kernel in kernels]
+        else:
+            each = zip(kernels, bias.reshape(shape), strict=True)
+            heads = [_to_heads(inputs, kernel, bias) for kernel, bias in each]
+        return tuple(map(promote, heads) if self.formulation == "tpu5" else heads)
 
 
 class Merge(Dense):
@@ -49,9 +74,8 @@ class Merge(Dense):
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         b, h, n, size = inputs.shape
-        if self.formulation != "tpu":
+        if self.formulation not in TPU:
             return super().__call__(inputs.swapaxes(1, 2).reshape(b, n, h * size))
-        inputs = with_layout_constraint(inputs, TPU_LAYOUT)
         inputs, kernel, bias = self.promoted(inputs, width=h * size)
         y = jnp.einsum("bhnk,hkd->bnd", inputs, kernel.reshape(h, size, -1))
         return y if bias is None else y + bias

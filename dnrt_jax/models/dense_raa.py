@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dnrt_jax.models.formulation import Formulation
+from dnrt_jax import bfloat16
+from dnrt_jax.models.formulation import TPU, Formulation
 from dnrt_jax.models.varying import equally_varying
 from dnrt_jax.raa import normal_cdf, promote
 
@@ -35,13 +36,20 @@ def dense_raa(
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _dense_raa(u, kernel, bias, w, b, formulation):
-    return _apply(u, kernel, bias, w, b)[0]
+    return _apply(u, kernel, bias, w, b, formulation)[0]
 
 
-def _apply(u, kernel, bias, w, b):
+def _apply(u, kernel, bias, w, b, formulation):
     """(the result, x, the shift)."""
     x = u @ kernel + bias
-    shift = _dot(u, _dot(kernel, w)) + (_dot(bias, w) + b)
+    pull = _dot(kernel, w)
+    if formulation in TPU and u.dtype == jnp.bfloat16:
+        # A TPU would make a product with one vector of float32 a sum, on another unit.
+        products = jnp.matmul(u, bfloat16.parts(pull).T, preferred_element_type=jnp.float32)
+        shift = products.sum(-1)
+    else:
+        shift = _dot(u, pull)
+    shift += _dot(bias, w) + b
     y = promote(x)
     y = y * normal_cdf(y + shift[..., None])
     return y.astype(u.dtype), x, shift
@@ -50,7 +58,7 @@ def _apply(u, kernel, bias, w, b):
 def _forward(u, kernel, bias, w, b, formulation):
     if formulation == "gpu":
         u, kernel, bias = _bias_as_row(u, kernel, bias)
-    y, x, shift = _apply(u, kernel, bias, w, b)
+    y, x, shift = _apply(u, kernel, bias, w, b, formulation)
     return y, (u, kernel, bias, w, b, x, shift)
 
 

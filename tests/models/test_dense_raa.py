@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dnrt_jax import models, raa
-from dnrt_jax.models.dense_raa import dense_raa
+from dnrt_jax.models.dense_raa import _apply, dense_raa
 
 
 @pytest.mark.parametrize("formulation", ["cpu", "gpu", "tpu"])
@@ -31,6 +31,16 @@ def test_values_and_gradients_are_those_of_the_layers(dtype, relative, formulati
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
             ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
             assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def test_the_shift_of_bfloat16_on_a_tpu_is_that_of_float32():
+    shapes = ((40, 16), (16, 32), (32,), (32,), ())
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    u, kernel, bias, w, b = map(jax.random.normal, keys, shapes)
+    layer = [x.astype(jnp.bfloat16) for x in (u, kernel, bias)]
+    on_tpu, on_cpu = (_apply(*layer, w, b, formulation)[2] for formulation in ("tpu", "cpu"))
+    assert on_tpu.dtype == jnp.float32
+    np.testing.assert_allclose(on_tpu, on_cpu, rtol=0, atol=1e-6 * np.abs(on_cpu).max())
 
 
 VIT = {"image_size": 8, "embed_dim": 12, "depth": 1}

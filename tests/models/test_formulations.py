@@ -61,7 +61,7 @@ def reference(dtype):
     return params, x, of(block("cpu"), params, x, True)
 
 
-@pytest.mark.parametrize("formulation", ["gpu", "tpu"])
+@pytest.mark.parametrize("formulation", ["gpu", "tpu", "tpu5"])
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_block_is_the_same_in_every_formulation(dtype, formulation):
     with jax.enable_x64(True):
@@ -78,7 +78,7 @@ def test_a_model_is_the_same_in_every_formulation(name, dtype):
         x = jax.random.normal(jax.random.key(0), (2, model.image_size, model.image_size, 3), dtype)
         params = drawn(model, x)
         wanted = of(model, params, x)
-        for formulation in ("gpu", "tpu"):
+        for formulation in ("gpu", "tpu", "tpu5"):
             ours = of(model.clone(formulation=formulation), params, x)
             assert_close(ours, wanted, WITHIN[dtype])
 
@@ -147,8 +147,8 @@ def test_cudnn_is_asked_for_what_it_can_do(cudnn, fields, is_used):
 
 
 class Device:
-    def __init__(self, platform, capability=None):
-        self.platform = platform
+    def __init__(self, platform, capability=None, kind=""):
+        self.platform, self.device_kind = platform, kind
         if capability:
             self.compute_capability = capability
 
@@ -157,7 +157,10 @@ class Device:
     ("device", "formulation"),
     [
         (Device("cpu"), "cpu"),
-        (Device("tpu"), "tpu"),
+        (Device("tpu", kind="TPU v4"), "tpu5"),
+        (Device("tpu", kind="TPU v5 lite"), "tpu5"),
+        (Device("tpu", kind="TPU v6 lite"), "tpu"),
+        (Device("tpu", kind="TPU7x"), "tpu"),
         (Device("gpu", "9.0"), "gpu"),
         (Device("gpu", "10.0"), "gpu"),
         (Device("gpu", "7.5"), "cpu"),

@@ -69,7 +69,7 @@ def test_a_model_from_elsewhere_is_named_by_its_module_and_class():
         (
             "vit_tiny_patch4_32",
             {"formulation": "rocm"},
-            "formulation='rocm': choose one of cpu, gpu, tpu",
+            "formulation='rocm': choose one of cpu, gpu, tpu, tpu5",
         ),
         (HERE, {"image_siz": 3}, "'image_siz'; did you mean 'image_size'"),
         ("no_such_package.vit:ViT", {}, "no module 'no_such_package'"),

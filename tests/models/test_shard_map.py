@@ -38,7 +38,7 @@ def loss_of(model, params, x):
     return sum((a**3).mean() for a in jax.tree.leaves((y, new["responses"])))
 
 
-@pytest.mark.parametrize("formulation", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("formulation", ["cpu", "gpu", "tpu", "tpu5"])
 @pytest.mark.parametrize("name", MODELS)
 def test_two_devices_have_the_gradients_of_the_whole_batch(name, formulation):
     with jax.enable_x64(True):
