@@ -257,6 +257,16 @@ PROGRAMS = {
     "predict without a run": (predict.main, ["--workdir=none", "x.png"], "no such folder"),
     "predict without weights": (predict.main, ["--weights=x.safetensors", "x.png"], "no such file"),
     "report on nothing": (report.main, ["none"], "none"),
+    "report into a file": (
+        report.main,
+        ["RUN", "--out=README.md/new"],
+        "--out=README.md/new: must be a folder, but README.md is a file",
+    ),
+    "preview below a file": (
+        preview.main,
+        ["--config=configs/digits.py", "--out=README.md/x.png"],
+        "--out=README.md/x.png: README.md is a file, not a folder",
+    ),
     "preview of no data": (preview.main, ["--config=configs/cifar10.py"], "nothing found"),
     "preview of a graph": (preview.main, ["--config=configs/cora.py"], "cora.npz"),
 }

@@ -152,6 +152,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.count < 10:
         parser.error(f"--count={args.count}: must be 10 or more")
+    if file := storage.file_in_the_way(args.out):
+        parser.error(f"--out={args.out}: must be a folder, but {file} is a file")
     return args
 
 
