@@ -15,6 +15,10 @@ def parse(words: Sequence[str], about: str | None) -> argparse.Namespace:
     args = reader.parse_args(words)
     if args.profile < 0:
         reader.error(f"--profile={args.profile}: must be 0 or more")
+    if args.workdir == "":
+        reader.error(
+            "--workdir= is empty, as from an unset variable; name a folder or leave it out"
+        )
     if args.checkpoint != "latest" and not args.eval_only:
         reader.error(f"--checkpoint={args.checkpoint}: needs --eval_only")
     return args
@@ -77,12 +81,13 @@ def parser(about: str | None = None) -> Parser:
 def config_of(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
     """The config of the command line, or that of the folder, with the overrides.
 
-    The folder of a set also completes `args.seeds` and `args.sweep`.
+    The folder of a set also completes `args.seeds` and `args.sweep`; the fields in
+    `args.allow_change` lose the prefix "config.".
 
     Raises:
-      UserError: if there is neither, or the config is not valid.
+      UserError: if there is neither, the config is not valid, or has no field that may change.
     """
-    from dnrt_jax.config import validate
+    from dnrt_jax.config import fields_of, nearest, validate
     from dnrt_jax.config_file import load, override
     from dnrt_jax.runtime import storage
     from dnrt_jax.runtime.set_folder import read_members
@@ -105,6 +110,11 @@ def config_of(args: argparse.Namespace, overrides: dict[str, str]) -> Any:
             folder = next(begun, members[0])
         config = override(read_config(folder), overrides)
     validate(config)
+    fields = fields_of(config)
+    args.allow_change = [name.removeprefix("config.") for name in args.allow_change]
+    for name in args.allow_change:
+        if name not in fields:
+            raise ConfigError(f"--allow_change={name}: no such field{nearest(name, fields)}")
     return config
 
 

@@ -87,7 +87,11 @@ FIELDS = {
     "optim.warmup_lr": Field(1e-6, FROM_0, "learning rate at the first warm-up step", number=True),
     "optim.min_lr": Field(1e-5, FROM_0, "cosine: final learning rate", number=True),
     "optim.step_size": Field(30, integer(1), "step: epochs between decays"),
-    "optim.milestones": Field((), numbers_from(0, "epochs"), "multistep: epochs of the decays"),
+    "optim.milestones": Field(
+        (),
+        numbers_from(0, "epochs"),
+        "multistep: epochs of the decays, each one epoch late as in the authors' code",
+    ),
     "optim.gamma": Field(0.1, ABOVE_0, "step, multistep: factor of a decay", number=True),
     "optim.momentum": Field(0.9, RATE, "momentum of sgd and rmsprop", number=True),
     "optim.weight_decay": Field(

@@ -1,11 +1,12 @@
 """Reads a config file and sets the fields that the command line names."""
 
 import importlib.util
+import inspect
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     module = importlib.util.module_from_spec(module_spec)
     with _importable(path.resolve().parent.parent), _errors_of(path, spec):
         module_spec.loader.exec_module(module)
+        _check_argument(module.get_config, arguments, path.name)
         config = module.get_config(*arguments)
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={spec}: get_config() gives no ml_collections.ConfigDict")
@@ -61,6 +63,16 @@ def _errors_of(path: Path, spec: str):
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         at = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"--config={spec}{at}: {error or type(error).__name__}") from error
+
+
+def _check_argument(get_config: Callable, arguments: list[str], file: str) -> None:
+    """Raises a ValueError for an argument that is one too many, or missing."""
+    parameters = inspect.signature(get_config).parameters
+    if arguments and not parameters:
+        raise ValueError(f"{file} takes no argument after the colon")
+    needed = [name for name, about in parameters.items() if about.default is about.empty]
+    if needed and not arguments:
+        raise ValueError(f"{file} needs an argument, as {file}:{needed[0].upper()}")
 
 
 def override(config: Config, overrides: Mapping[str, str]) -> Config:

@@ -81,7 +81,8 @@ def _values(option: str, name: str, text: str, field: Field) -> list[Any]:
             f"--{option}: {name}={text!r}: each must be {field.rule.expected}"
         ) from None
     if len(set(map(_text, values))) < len(values):
-        raise ConfigError(f"--{option}: {name}={text!r}: a value is given twice, in six digits")
+        digits = "" if option == "seeds" else ", in six digits"
+        raise ConfigError(f"--{option}: {name}={text!r}: a value is given twice{digits}")
     return values
 
 

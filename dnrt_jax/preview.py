@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from dnrt_jax import tasks
 from dnrt_jax.config import Config, validate
 from dnrt_jax.config_file import load
+from dnrt_jax.runtime import storage
 from dnrt_jax.runtime.errors import ConfigError
 from dnrt_jax.runtime.process import Parser, split_overrides, user_errors
 
@@ -111,6 +112,7 @@ def draw(grid: list[Row], title: str, out: str | Path) -> None:
             extent = (x + 0.02, x + 0.98, top + 0.98, top + 0.02)
             axes.imshow(rgb, extent=extent, aspect="auto")
     axes.set(xlim=(0, size[0]), ylim=(height + 0.1, -1))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
 
@@ -126,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         if args.out.suffix.lower() not in (".png", ".pdf", ".svg"):
             parser.error(f"--out={args.out}: its name must end in .png, .pdf or .svg")
+        if file := storage.file_in_the_way(args.out.parent):
+            parser.error(f"--out={args.out}: {file} is a file, not a folder")
         config = load(args.config, overrides)
         validate(config)
         grid = rows(config)

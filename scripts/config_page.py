@@ -3,6 +3,7 @@
 python -m scripts.config_page
 """
 
+import argparse
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -94,4 +95,5 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page().rstrip("\n") + "\n")

@@ -3,6 +3,7 @@
 python -m scripts.idea_figure
 """
 
+import argparse
 from pathlib import Path
 
 import jax
@@ -52,6 +53,7 @@ def regularization(ax, steps: int = 25) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     activation(left)

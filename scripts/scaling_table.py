@@ -3,6 +3,7 @@
 python -m scripts.scaling_table
 """
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -43,4 +44,5 @@ def _line(cells: Any) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(table(read(RESULTS)))

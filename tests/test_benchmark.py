@@ -196,6 +196,20 @@ def test_the_peer_is_the_same_mathematics():
     assert min(train.ratio or 0, infer_row.ratio or 0) > 0
 
 
+def test_the_loop_is_not_measured_in_the_folder_of_a_run(capsys, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(SystemExit):
+        program.main(["loop", f"--workdir={tmp_path}"])
+    assert "there is a run in it" in capsys.readouterr().err
+
+
+def test_the_loop_that_is_measured_shows_no_progress(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "Run", lambda *_: None)
+    monkeypatch.setattr(loop.train, "fit", lambda *_: print("long left", file=sys.stderr))
+    loop._epochs(None, 1, tmp_path / "run")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_the_loop_is_compared_with_its_steps(capsys, monkeypatch):
     *_, (case, fields) = loop.CASES.items()  # with all that the others have

@@ -16,9 +16,12 @@ from making import encoded, pets, write_archive, write_folder
 from runs import ROOT, environment
 
 from dnrt_jax import convert, main, predict, preview
+from dnrt_jax.command_line import config_of, parse
+from dnrt_jax.config import default, replaced, to_json
 from dnrt_jax.report import __main__ as report
 from dnrt_jax.runtime import process
-from dnrt_jax.runtime.workdir import Workdir
+from dnrt_jax.runtime.errors import WorkdirError
+from dnrt_jax.runtime.workdir import Workdir, read_config
 
 TINY = [
     "model.embed_dim=16",
@@ -89,7 +92,10 @@ CONFIG = {
     ),
     "half an address": (["--coordinator=localhost:1"], "--processes and --process together"),
     "a seed that is none": (["--seeds=0,x"], "--seeds: seed='0,x': each must be a whole number"),
-    "a seed named twice": (["--seeds=1,0,1"], "a value is given twice"),
+    "a seed named twice": (["--seeds=1,0,1"], "seed='1,0,1': a value is given twice"),
+    "a value of a sweep named twice": (["--sweep=optim.lr=1,1"], "given twice, in six digits"),
+    "a change of a misspelt field": (["--allow_change=train.step"], "did you mean train.steps?"),
+    "a folder from an unset variable": (["--workdir="], "--workdir= is empty"),
     "a sweep of what changes the program": (
         ["--sweep=model.depth=2,4"],
         "by --config.model.depth=VALUE and another --workdir; --sweep takes arr.weight",
@@ -117,6 +123,31 @@ def test_a_mistake_in_the_config_is_one_line_and_no_half_written_run(
     flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/new", *TINY, *arguments]
     assert answer in refused(capsys, main.main, *flags)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_named_twice_is_not_told_of_digits(capsys):
+    line = refused(capsys, main.main, "--config=configs/digits.py", "--seeds=3,3")
+    assert line == "error: --seeds: seed='3,3': a value is given twice"
+
+
+def test_a_field_that_may_change_may_be_named_as_it_is_set():
+    args = parse(["--config=configs/digits.py", "--allow_change=config.train.steps"], None)
+    config_of(args, {})
+    assert args.allow_change == ["train.steps"]
+
+
+def test_an_argument_of_a_config_file_too_many_or_missing_is_one_line(capsys):
+    line = refused(capsys, main.main, "--config=configs/digits.py:foo")
+    assert line.endswith("configs/digits.py:foo: digits.py takes no argument after the colon")
+    line = refused(capsys, main.main, "--config=configs/base_cnn.py")
+    assert line.endswith("base_cnn.py needs an argument, as base_cnn.py:MODEL")
+
+
+@pytest.mark.parametrize("change", [{"task": "signals:Signals"}, {"model.name": "signals:Net"}])
+def test_a_run_whose_module_is_missing_is_no_damaged_run(tmp_path, change):
+    (tmp_path / "config.json").write_text(to_json(replaced(default(), change)))
+    with pytest.raises(WorkdirError, match=r"signals'.*is its folder on PYTHONPATH"):
+        read_config(tmp_path)
 
 
 def test_a_model_of_graphs_for_images_is_one_line(capsys, tmp_path):
@@ -226,6 +257,16 @@ PROGRAMS = {
     "predict without a run": (predict.main, ["--workdir=none", "x.png"], "no such folder"),
     "predict without weights": (predict.main, ["--weights=x.safetensors", "x.png"], "no such file"),
     "report on nothing": (report.main, ["none"], "none"),
+    "report into a file": (
+        report.main,
+        ["RUN", "--out=README.md/new"],
+        "--out=README.md/new: must be a folder, but README.md is a file",
+    ),
+    "preview below a file": (
+        preview.main,
+        ["--config=configs/digits.py", "--out=README.md/x.png"],
+        "--out=README.md/x.png: README.md is a file, not a folder",
+    ),
     "preview of no data": (preview.main, ["--config=configs/cifar10.py"], "nothing found"),
     "preview of a graph": (preview.main, ["--config=configs/cora.py"], "cora.npz"),
 }

@@ -53,13 +53,13 @@ def test_a_picture_of_an_unknown_kind_is_refused_before_the_work(capsys):
     assert "--out=grid.bmp: its name must end in .png, .pdf or .svg" in capsys.readouterr().err
 
 
-def test_the_picture_has_room_for_every_row(tmp_path):
+def test_the_picture_has_room_for_every_row_and_its_folder_is_made(tmp_path):
     image = np.zeros((2, 4, 4, 1))
     few, many = ([preview.Row(f"class {i}", image, image[:1])] * i for i in (2, 45))
     sizes = []
     for grid in (few, many):
-        preview.draw(grid, "title", tmp_path / "grid.png")
-        with Image.open(tmp_path / "grid.png") as picture:
+        preview.draw(grid, "title", tmp_path / "a" / "new" / "grid.png")
+        with Image.open(tmp_path / "a" / "new" / "grid.png") as picture:
             sizes.append(picture.size)
     assert sizes[1][0] > 2 * sizes[0][0]  # three columns of 15 rows
     assert sizes[1][1] > 4 * sizes[0][1]

@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image
 from runs import ROOT, arguments, environment, here
 
+from dnrt_jax.config import default, replaced
 from dnrt_jax.report import __main__ as program
-from dnrt_jax.report import figures
+from dnrt_jax.report import figures, page
 from dnrt_jax.report.responses import Responses, spread
 from dnrt_jax.report.results import Results, means
 from dnrt_jax.runtime.errors import UserError
@@ -126,6 +128,40 @@ def test_what_the_figures_show_is_what_was_recorded(runs):
     table = np.array([[3, 1], [0, 0]])
     texts = [text.get_text() for text in figures.per_class({"a": table}, ("x", "y")).axes[0].texts]
     assert texts == ["75", "0"]
+
+
+def test_what_was_recorded_once_is_a_point_that_is_seen():
+    once, twice = ([{"step": s, "test/acc": 0.5} for s in steps] for steps in ((4,), (2, 4)))
+    lines = figures.curves({"a": once, "b": twice}, {"a": 4, "b": 4}).axes[2].lines
+    assert [line.get_marker() for line in lines] == [".", "None"]
+    probed = [{**record, "test/responses/blocks_0/probe": 0.1} for record in once]
+    drawn = figures.over_training({"a": probed})
+    assert drawn.axes[2].lines[0].get_marker() == "."
+
+
+def test_the_axis_of_one_layer_has_one_whole_number():
+    found = Responses(np.arange(4) % 2, {"blocks_0": np.eye(4)}, {}, {})
+    axes = figures.spreads({"a": found}).axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low < tick < high] == [1]
+
+
+def test_the_colour_of_the_violins_tells_arr_whatever_the_runs_are_called():
+    layers = {"blocks_0/mlp": np.random.default_rng(0).random((4, 2))}
+    plain = Responses(np.zeros(4), {}, layers, {})
+    drawn = figures.activated({"parrot": plain, "b": plain._replace(with_arr=True)})
+    colours = [axes.collections[0].get_facecolor()[0] for axes in drawn.axes]
+    np.testing.assert_allclose(colours, [to_rgba("C0", 0.75), to_rgba("C1", 0.75)])
+
+
+def test_the_table_names_every_seed_of_a_set():
+    config = default()
+    rows = [{"step": 1, "epoch": 1.0, "test/acc": 0.5, "test/loss_ce": 1.0}]
+    seeds = [replaced(config, {"seed": seed}) for seed in (3, 4)]
+    results = {"set": Results.of([rows, rows], "acc"), "run": Results.of([rows], "acc")}
+    text = page.table({"set": seeds, "run": [config]}, results)
+    assert "<td>seed=3,4</td>" in text
+    assert f"<td>seed={config.seed}</td>" in text
 
 
 def test_a_layer_whose_class_means_are_one_has_no_spread_to_show():

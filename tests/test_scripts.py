@@ -1,10 +1,12 @@
-"""The shell scripts: what they would do in the cloud, recorded by a stub."""
+"""The shell scripts: what they would do in the cloud, recorded by a stub. Help of the others."""
 
 import math
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -352,3 +354,12 @@ def test_shellcheck_finds_nothing():
     scripts = [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"]
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["config_page", "idea_figure", "scaling_table"])
+def test_a_script_that_is_asked_for_help_does_nothing_else(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name}")

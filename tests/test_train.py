@@ -103,6 +103,18 @@ def test_a_profile_begins_and_ends_where_the_device_has_done_its_steps(monkeypat
     assert calls == ["waits for 0", "start_trace", "waits for 2", "stop_trace"]
 
 
+def test_a_profile_without_a_step_in_it_is_a_warning(monkeypatch, tmp_path, caplog):
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *_: None)
+    for dispatches, warned in ((1, True), (2, False)):
+        profile = Profile(tmp_path, 2)
+        for _ in range(dispatches):
+            profile.after(2, lambda: None)
+        profile.close()
+        assert ("profile: no step in it" in caplog.text) == warned
+        caplog.clear()
+
+
 def test_a_first_signal_asks_and_the_handlers_of_before_come_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:

@@ -7,9 +7,11 @@ same steps dispatched without a loop, and with evaluation as often where the loo
 
 import argparse
 import copy
+import io
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dnrt_jax.data.datasets import Dataset
 from dnrt_jax.experiment import Experiment
 from dnrt_jax.run import Run
 from dnrt_jax.runtime import storage
+from dnrt_jax.runtime.errors import WorkdirError
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.runtime.storage import AnyPath
@@ -45,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
+    given = storage.path(args.workdir) if args.workdir else None
+    if given and (storage.is_file(given / "config.json") or storage.is_dir(given / "checkpoints")):
+        raise WorkdirError(f"--workdir={args.workdir}: there is a run in it; name a new folder")
     config = training.config_of(args.model, args.batch_size, args.dtype)
     config.eval.batch_size = min(args.batch_size, args.eval_samples)
     some = timed(training.trainer(config, 10, count := 4))
@@ -66,8 +72,7 @@ def run(args: argparse.Namespace) -> Iterator[Result]:
             epochs = _epochs(built, args.rounds, Path(place) / case)
             yield compare(case, "s an epoch", epochs, alone)
         built = build({"eval_steps": steps, "checkpoint_steps": 2 * steps})
-        workdir = storage.path(args.workdir or f"{place}/checkpoints")
-        epochs = _epochs(built, 2 * args.rounds, workdir)
+        epochs = _epochs(built, 2 * args.rounds, given or Path(place) / "checkpoints")
         # That at the end of the second epoch is written during the third, and so on.
         yield compare("checkpoints", "s an epoch", epochs[0::2], epochs[1::2])
 
@@ -104,7 +109,8 @@ def _epochs(built: Experiment, rounds: int, workdir: AnyPath) -> np.ndarray:
             one = Run("", built, folder.members[""])
             folder.members[""].tracker = clock
             folder.start([""])
-            train.fit([one], stop, folder, Profile(Path(), 0))
+            with redirect_stderr(io.StringIO()):  # the time left of a run that never ends
+                train.fit([one], stop, folder, Profile(Path(), 0))
     return np.diff(clock.times)[-rounds:]
 
 

@@ -229,6 +229,13 @@ def _not_found(name: str, data_dir: Path) -> str:
             f" \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record',"
             f" data_dir='{data_dir.absolute()}').download_and_prepare()\""
         )
+    if (data_dir / name).is_dir():
+        holds = sorted(path.name for path in (data_dir / name).iterdir() if path.name[0] != ".")
+        listed = ", ".join(holds[:3]) + (", ..." if len(holds) > 3 else "")
+        return (
+            f"data.name={name}: {(data_dir / name).absolute()} has no train/CLASS/IMAGE and no "
+            f"val/CLASS/IMAGE; it holds {listed or 'nothing'}"
+        )
     there = [path.name for path in data_dir.iterdir()] if data_dir.is_dir() else []
     sets = [entry.split(".tar")[0].removesuffix(".zip") for entry in there if entry[0] != "."]
     hint = did_you_mean(name, {*names(), *sets})

@@ -22,6 +22,7 @@ from dnrt_jax.models.layers import (
     Mlp,
     check_multiple,
     check_size,
+    mlp_width,
     normal_02,
     prepend,
     remat_if,
@@ -95,7 +96,7 @@ class Block(nn.Module):
             self.formulation,
             name="attn",
         )
-        hidden_dim = int(d * self.mlp_ratio)
+        hidden_dim = mlp_width(d, self.mlp_ratio)
         mlp = Mlp(
             hidden_dim,
             self.act,
@@ -121,7 +122,7 @@ class CaiT(nn.Module):
     (see `layers.Mlp`).
 
     Raises:
-      ModelError: if the images have another size, or sizes are not divisible.
+      ModelError: if the images have another size, sizes are not divisible, or an MLP has no width.
     """
 
     num_classes: int

@@ -36,7 +36,7 @@ class DeiT(nn.Module):
     `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: if the images have another size, or sizes are not divisible.
+      ModelError: if the images have another size, sizes are not divisible, or an MLP has no width.
     """
 
     num_classes: int

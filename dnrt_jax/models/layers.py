@@ -41,6 +41,20 @@ def check_multiple(**fields: int) -> None:
         )
 
 
+def mlp_width(dim: int, mlp_ratio: float) -> int:
+    """The hidden width of an MLP on `dim` channels.
+
+    Raises:
+      ModelError: if it is 0.
+    """
+    if (width := int(dim * mlp_ratio)) < 1:
+        raise ModelError(
+            f"mlp_ratio={mlp_ratio}: times {dim} channels, it leaves the MLP no hidden unit; "
+            "choose a larger one"
+        )
+    return width
+
+
 def per_stage(**fields: Any) -> Iterable[tuple[int, tuple]]:
     """Yields (stage, value of each field) for each stage, from 0.
 

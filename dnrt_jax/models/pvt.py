@@ -80,7 +80,8 @@ class PVT(nn.Module):
 
     Raises:
       ModelError: if the images have another size, a map is not divisible, tuples have different
-        lengths, or the last `sr_ratio` is not 1, as the class token is not on the map.
+        lengths, an MLP has no width, or the last `sr_ratio` is not 1, as the class token is not on
+        the map.
     """
 
     num_classes: int

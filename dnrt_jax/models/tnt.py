@@ -27,6 +27,7 @@ from dnrt_jax.models.layers import (
     check_multiple,
     check_size,
     drop_path_rates,
+    mlp_width,
     normal_02,
     prepend,
     remat_if,
@@ -89,7 +90,7 @@ class Block(nn.Module):
         )
         attn_in, mlp_in = attention(self.num_heads_inner, name="attn_in"), mlp(4 * c, name="mlp_in")
         attn_out = attention(self.num_heads, name="attn_out")
-        mlp_out = mlp(int(d * self.mlp_ratio), name="mlp")
+        mlp_out = mlp(mlp_width(d, self.mlp_ratio), name="mlp")
         drop_path = lambda y: DropPath(self.drop_path_rate)(y, train)
 
         pixels = pixels + drop_path(attn_in(norm(name="norm_in")(pixels), train))
@@ -141,7 +142,7 @@ class TNT(nn.Module):
     `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: if the images have another size, or sizes are not divisible.
+      ModelError: if the images have another size, sizes are not divisible, or an MLP has no width.
     """
 
     num_classes: int

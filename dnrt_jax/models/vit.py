@@ -22,6 +22,7 @@ from dnrt_jax.models.layers import (
     check_multiple,
     check_size,
     drop_path_rates,
+    mlp_width,
     normal_02,
     prepend,
     remat_if,
@@ -51,7 +52,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attn = self.attention(name="attn")
-        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+        hidden_dim = mlp_width(x.shape[-1], self.mlp_ratio)
         mlp = Mlp(
             hidden_dim,
             self.act,
@@ -95,8 +96,8 @@ class ViT(nn.Module):
     block; `fused=False` allows forward-mode differentiation (see `layers.Mlp`).
 
     Raises:
-      ModelError: if the images have another size, sizes are not divisible, or for
-        `global_pool="token"` without a class token.
+      ModelError: if the images have another size, sizes are not divisible, an MLP has no
+        width, or for `global_pool="token"` without a class token.
     """
 
     num_classes: int

@@ -54,7 +54,7 @@ def build(folders: Sequence[AnyPath], count: int, paper: Path | None) -> tuple[s
     """
     from dnrt_jax.report import figures, page, responses
     from dnrt_jax.report.results import Results, means, total
-    from dnrt_jax.runtime.workdir import read_records, read_run
+    from dnrt_jax.runtime.workdir import read_config, read_records, read_run
 
     keep_programs()
     shown = [one for folder in folders for one in _members(folder)]
@@ -93,7 +93,8 @@ def build(folders: Sequence[AnyPath], count: int, paper: Path | None) -> tuple[s
         drawn[f"per_class{suffix}"] = figures.per_class(tables, classes)
         drawn[f"confusion{suffix}"] = figures.confusion(tables, classes)
     results = {name: Results.of(own[name], run.config.eval.metric) for name, run in runs.items()}
-    return page.page(page.table(runs, results), drawn), drawn
+    configs = {name: [read_config(run) for run in one.runs] for name, one in entries.items()}
+    return page.page(page.table(configs, results), drawn), drawn
 
 
 def _read_paper(path: Path | None) -> Any:
@@ -151,6 +152,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.count < 10:
         parser.error(f"--count={args.count}: must be 10 or more")
+    if file := storage.file_in_the_way(args.out):
+        parser.error(f"--out={args.out}: must be a folder, but {file} is a file")
     return args
 
 

@@ -39,7 +39,7 @@ def curves(
                 steps, *found = np.array(points).T
                 values, around = (100 * x if key == "test/acc" else x for x in found)
                 share, color = steps / totals[run], f"C{i % 10}"
-                axes.plot(share, values, color=color, label=run, lw=1.4)
+                axes.plot(share, values, color=color, label=run, lw=1.4, marker=_marker(points))
                 if around.any():
                     low, high = values - around, values + around
                     axes.fill_between(share, low, high, color=color, alpha=0.2, lw=0)
@@ -105,7 +105,7 @@ def spreads(responses: Mapping[str, Responses]) -> Figure:
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="Layer", yscale="linear" if "/" in title else "log")
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _legend(figure)
     return figure
 
@@ -130,7 +130,8 @@ def over_training(records: Mapping[str, Records]) -> Figure | None:
                 steps, values = np.array(points).reshape(-1, 2).T  # a collapsed layer has no ratio
                 values = 100 * values if name == "probe" else values
                 label = f"{run}, {layer}"
-                axes.plot(steps, values, style, color=f"C{i % 10}", label=label, lw=1.4)
+                look = {"color": f"C{i % 10}", "lw": 1.4, "marker": _marker(points)}
+                axes.plot(steps, values, style, label=label, **look)
         axes.set(title=title, xlabel="Step", yscale="log" if name == "norm" else "linear")
         axes.grid(alpha=0.3)
     _legend(figure)
@@ -172,7 +173,7 @@ def activated(responses: Mapping[str, Responses]) -> Figure:
         run: [(layer.removesuffix("/mlp"), layers[layer]) for layer in pick(layers)]
         for run, layers in shown.items()
     }
-    return _grid(panels, "after the activation")
+    return _grid(panels, responses, "after the activation")
 
 
 def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -> Figure | None:
@@ -189,18 +190,23 @@ def aggregated(responses: Mapping[str, Responses], class_names: Sequence[str]) -
     for run, found in shown.items():
         last = list(found.aggregated.values())[-1]
         panels[run] = [(class_names[k], last[found.labels == k, :CHANNELS]) for k in classes]
-    return _grid(panels, "aggregated response")
+    return _grid(panels, responses, "aggregated response")
 
 
-def _grid(panels: Mapping[str, Sequence[tuple[str, np.ndarray]]], what: str) -> Figure:
-    """A grid of violin plots, f32[N, channels] each, with a row and a scale per run."""
+def _grid(
+    panels: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+    of_runs: Mapping[str, Responses],
+    what: str,
+) -> Figure:
+    """A grid of violin plots, f32[N, channels] each, with a row and a scale per run; those of runs
+    with ARR in a colour of their own."""
     columns = max(map(len, panels.values()))
     figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), columns, sharex=True, squeeze=False)
     for axes_row, (run, row) in zip(rows, panels.items(), strict=True):
         limit = max(np.quantile(np.abs(values), 0.999) for _, values in row)
         for axes, (name, values) in zip(axes_row, row, strict=False):
-            _violins(axes, list(values.T), "C1" if "arr" in run else "C0")
+            _violins(axes, list(values.T), "C1" if of_runs[run].with_arr else "C0")
             axes.set_ylim(-limit, limit)
             axes.set_title(f"{run}: {name}", fontsize=9)
     for axes in rows[-1]:
@@ -218,6 +224,11 @@ def _violins(axes, values: Sequence[np.ndarray], color: str) -> None:
         body.set(facecolor=color, alpha=0.75)
     axes.axhline(0, color="0.5", lw=0.6)
     axes.grid(alpha=0.3, axis="y")
+
+
+def _marker(points: Sequence[Any]) -> str | None:
+    """A line through a single point would not be seen."""
+    return "." if len(points) == 1 else None
 
 
 def _three(count: int) -> list[int]:

@@ -5,6 +5,7 @@ import html
 import io
 from typing import Any
 
+from dnrt_jax.config import Config, flatten
 from dnrt_jax.report.results import Results
 
 ABOUT = {  # figure: (title, explanation)
@@ -77,28 +78,35 @@ def image(figure: Any, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def table(runs: dict[str, Any], results: dict[str, Results]) -> str:
-    """An HTML table of the runs: config fields that differ, and results."""
-    from dnrt_jax.config import flatten
+def table(configs: dict[str, list[Config]], results: dict[str, Results]) -> str:
+    """An HTML table of the runs: config fields that differ, and results.
 
-    flat = {name: flatten(run.config) for name, run in runs.items()}
-    fields = sorted({field for config in flat.values() for field in config})
-    differ = [f for f in fields if len({repr(config.get(f)) for config in flat.values()}) > 1]
+    configs: of each run, or of those of a set, which share a row.
+    """
+    values = {name: _values(of_runs) for name, of_runs in configs.items()}
+    fields = sorted({field for row in values.values() for field in row})
+    differ = [f for f in fields if len({str(row.get(f)) for row in values.values()}) > 1]
     head = "".join(f"<th>{html.escape(x)}</th>" for x in ("run", "differs in"))
     head += "".join(
         f"<th class=number>{x}</th>"
         for x in ("test accuracy, last", "best", "at step", "test cross-entropy", "steps")
     )
     lines = []
-    for name, config in flat.items():
+    for name, row in values.items():
         last, best, best_steps, steps = results[name]
-        settings = ", ".join(f"{field}={config.get(field)}" for field in differ) or "nothing"
+        settings = ", ".join(f"{field}={row.get(field)}" for field in differ) or "nothing"
         numbers = (_spread(last, "test/acc", ".2%"), _spread(best, "test/acc", ".2%"))
         numbers += (_range(best_steps), _spread(last, "test/loss_ce", ".3f"), _range(steps))
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, settings))
         cells += "".join(f"<td class=number>{number}</td>" for number in numbers)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _values(configs: list[Config]) -> dict[str, str]:
+    """The fields of a row; those in which its runs differ, as the seed, have the values of all."""
+    flat = [flatten(config) for config in configs]
+    return {field: ",".join(dict.fromkeys(str(c.get(field)) for c in flat)) for field in flat[0]}
 
 
 def _range(steps: list[int]) -> str:

@@ -22,12 +22,14 @@ class Responses(NamedTuple):
     aggregated: f32[N, D], the responses that ARR regularizes.
     activated: f32[N, 50], after the activation of an MLP, of the class token or the mean token.
     shifts: f32[M], RAA's w.x + b at some of the tokens or pixels.
+    with_arr: whether the run was trained with ARR.
     """
 
     labels: np.ndarray
     aggregated: dict[str, np.ndarray]
     activated: dict[str, np.ndarray]
     shifts: dict[str, np.ndarray]
+    with_arr: bool = False
 
 
 def of_run(run: Run, count: int) -> Responses:
@@ -63,7 +65,8 @@ def of_run(run: Run, count: int) -> Responses:
         for kind in parts[0]
     }
     in_order = lambda layers: {name: layers[name] for name in sorted(layers, key=natural)}
-    return Responses(labels, **{kind: in_order(x) for kind, x in found.items()})
+    layers = {kind: in_order(x) for kind, x in found.items()}
+    return Responses(labels, **layers, with_arr=config.arr.weight > 0)
 
 
 def _first(samples: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ class Profile:
 
     def __init__(self, folder: Path, steps: int):
         self._folder, self._left, self._is_on = folder, steps, False
+        self._traced = 0  # steps
 
     def after(self, count: int, state: Callable[[], Any]) -> None:
         """To be called after each dispatch, with its number of steps and the state it gives."""
@@ -22,6 +23,7 @@ class Profile:
             self._is_on = True
         elif self._is_on:
             self._left -= count
+            self._traced += count
             if self._left <= 0:
                 jax.block_until_ready(state())
                 self.close()
@@ -31,4 +33,10 @@ class Profile:
         if self._is_on:
             jax.profiler.stop_trace()
             self._is_on, self._left = False, 0
-            logging.info("profile: tensorboard --logdir %s", self._folder)
+            if self._traced:
+                logging.info("profile: tensorboard --logdir %s", self._folder)
+            else:
+                logging.warning(
+                    "profile: no step in it, as the run ended with its first dispatch, which "
+                    "compiles; take --config.train.dispatch=single"
+                )

@@ -119,6 +119,12 @@ def make_folder(path: AnyPath) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def file_in_the_way(folder: AnyPath) -> Path | None:
+    """The file because of which `folder` cannot be made, at its path or above; None if it can."""
+    places = [folder, *folder.parents] if isinstance(folder, Path) else []
+    return next((place for place in places if place.is_file()), None)
+
+
 def files(folder: AnyPath) -> list[str]:
     """The names of all files below a folder, relative to it, sorted; none if it does not exist."""
     if isinstance(folder, Path):

@@ -244,11 +244,22 @@ def read_config(folder: AnyPath) -> Config:
         config = from_json(text)
         validate(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if _lacks_module(error):
+            raise WorkdirError(
+                f"{path}: a module of the run is missing ({error}); is its folder on PYTHONPATH?"
+            ) from None
         raise WorkdirError(
             f"{path}: not the config of a run ({error}); repair it, or delete it to use that of "
             "the newest checkpoint"
         ) from None
     return config
+
+
+def _lacks_module(error: BaseException | None) -> bool:
+    """Whether an error comes from a module that was not found, as that of a task of the user's."""
+    while error and not isinstance(error, ModuleNotFoundError):
+        error = error.__context__
+    return error is not None
 
 
 def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:

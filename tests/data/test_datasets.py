@@ -109,6 +109,26 @@ def test_an_unknown_name_gets_a_hint(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("files", "holds"),
+    [
+        ([f"{name}/1.png" for name in "abcd"], "a, b, c, ..."),
+        (["training/a/1.png", "validation/a/1.png", ".hidden/1.png"], "training, validation"),
+        (["pets/train/a/1.png", "pets/val/a/1.png"], "pets"),
+        ([], "nothing"),
+    ],
+)
+def test_a_folder_without_splits_is_said_to_lack_them_and_what_it_holds(tmp_path, files, holds):
+    (tmp_path / "pets").mkdir()
+    write_folder(tmp_path / "pets", dict.fromkeys(files, b""))
+    with pytest.raises(DataNotFoundError) as caught:
+        load("pets", tmp_path)
+    assert str(caught.value) == (
+        f"data.name=pets: {tmp_path}/pets has no train/CLASS/IMAGE and no val/CLASS/IMAGE; it "
+        f"holds {holds}"
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("digits", {"split": "validation"}, "split='validation': must be one of train, test"),

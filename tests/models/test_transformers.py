@@ -231,6 +231,10 @@ def test_mlp_reads_its_features_in_the_order_of_torch():
             {"num_heads_inner": 5},
             "inner_dim=24 is not a multiple of num_heads_inner=5",
         ),
+        ("deit_tiny_patch4_32", {"mlp_ratio": 0.001}, "mlp_ratio=0.001: times 192 channels"),
+        ("cait_xxs24_patch4_32", {"mlp_ratio": 0.001}, "mlp_ratio=0.001: times 192 channels"),
+        ("tnt_s_patch4_32", {"mlp_ratio": 0.001}, "mlp_ratio=0.001: times 384 channels"),
+        ("pvt_tiny_32", {"mlp_ratios": (0, 1, 1, 1)}, "mlp_ratio=0: times 64 channels"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(name, kwargs, message):
