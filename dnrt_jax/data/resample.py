@@ -153,10 +153,11 @@ def interpolate_by_product(image: jax.Array, taps: _Taps) -> jax.Array:
         return found
 
     # One product of bfloat16, which holds the pixels, for six.
-    across = bfloat16.parts(spread(taps.left, taps.weights_x, width))
-    across = across.reshape(-1, across.shape[-1])
+    across = jnp.concatenate(bfloat16.parts(spread(taps.left, taps.weights_x, width)))
     planes = jnp.tile(planes.astype(jnp.bfloat16), 3)
-    wide = jnp.einsum("cyx,xp->cyp", planes, across, preferred_element_type=jnp.float32)
+    wide = jnp.einsum(
+        "cyx,xp->cyp", planes, across.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    )
     return (spread(taps.top, taps.weights_y, height) * wide).sum(1).T
 
 

@@ -45,8 +45,8 @@ def _apply(u, kernel, bias, w, b, formulation):
     pull = _dot(kernel, w)
     if formulation in TPU and u.dtype == jnp.bfloat16:
         # A TPU would make a product with one vector of float32 a sum, on another unit.
-        products = jnp.matmul(u, bfloat16.parts(pull).T, preferred_element_type=jnp.float32)
-        shift = products.sum(-1)
+        columns = jnp.stack(bfloat16.parts(pull), 1).astype(u.dtype)
+        shift = jnp.matmul(u, columns, preferred_element_type=jnp.float32).sum(-1)
     else:
         shift = _dot(u, pull)
     shift += _dot(bias, w) + b
