@@ -1,6 +1,5 @@
 """Builds an experiment from a config: data, model, device mesh, jitted functions."""
 
-import dataclasses
 import logging
 import math
 import re
@@ -91,9 +90,8 @@ class Experiment(NamedTuple):
             rate = optim.schedule(config.optim, self.total_steps, self.epoch_steps)
             tx, task = optim.create(config.optim, rate), self.task
             run = TrainStep(
-                self.model, tx, config, task.preprocess, task.mixing, key, mesh, log_prior
+                self.model, tx, config, task.preprocess, task.mixing, key, mesh, log_prior, unravel
             )
-            run = dataclasses.replace(run, unravel=unravel) if unravel else run
             return run(state, batch)
 
         return step
@@ -196,9 +194,13 @@ def initial_state(experiment: Experiment) -> TrainState:
     """The initial state, with the weights of `config.init_from` if that is set.
 
     Raises:
-      ConfigError: for weights that cannot be read or do not fit.
+      ConfigError: for weights that cannot be read or do not fit, or a model of other data than
+        images.
     """
-    fresh, source = experiment.create(), experiment.config.init_from
+    config, source = experiment.config, experiment.config.init_from
+    if source and "image_size" not in models.fields(config.model.name):
+        raise ConfigError(f"config.init_from={source!r}: only for models of images")
+    fresh = experiment.create()
     if not source:
         return fresh
     channels = experiment.task.example.shape[-1]
@@ -212,8 +214,10 @@ def initial_state(experiment: Experiment) -> TrainState:
     batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), fresh.batch_stats)
     logging.info("starting from the weights of %s", source)
     if known:
-        _warn_of_normalisation(known, experiment.config)
-    ema = fresh.ema and {"params": params, "batch_stats": batch_stats}
+        _warn_of_normalisation(known, config)
+    # A copy, as a step is given the buffers of both.
+    variables = {"params": params, "batch_stats": batch_stats}
+    ema = fresh.ema and jax.tree.map(jnp.copy, variables)
     return fresh.replace(params=params, batch_stats=batch_stats, ema=ema)
 
 
