@@ -100,6 +100,15 @@ def test_members_that_a_command_leaves_out_are_named(tmp_path, caplog):
     assert "the set had also seed0, seed1" in caplog.text
 
 
+def test_one_member_that_is_left_of_several_leaves_no_means(tmp_path):
+    for names in (["seed0", "seed1"], ["seed2"]):
+        with SetFolder(tmp_path, {"": names}) as folder:
+            folder.start(names)
+            for name in names:
+                list(folder.add(name, record(10, 0.5)))
+        assert len(read_records(tmp_path)) == len(names) - 1
+
+
 @pytest.fixture
 def swept(tmp_path):
     """A set of one seed and two weights, whose first member never came to a step."""
