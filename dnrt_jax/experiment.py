@@ -142,7 +142,6 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
     model = create_model(config, len(task.class_names), formulation_of(mesh))
     epoch_steps = math.ceil(task.num_train / task.batch_size)
     total_steps = duration(config.train.epochs, config.train.steps, epoch_steps)
-    _warn_of_warmup(config, total_steps, epoch_steps)
     tx = optim.create(config.optim, optim.schedule(config.optim, total_steps, epoch_steps))
     init = partial(
         create_state,
@@ -249,9 +248,10 @@ def _check_batch(config: Config, task: Task) -> None:
         )
 
 
-def _warn_of_warmup(config: Config, total_steps: int, epoch_steps: int) -> None:
-    optim = config.optim
-    warmup = duration(optim.warmup_epochs, optim.warmup_steps, epoch_steps)
+def warn_of_warmup(experiment: Experiment) -> None:
+    """Warns of a warm-up that takes more than a third of the run."""
+    optim, total_steps = experiment.config.optim, experiment.total_steps
+    warmup = duration(optim.warmup_epochs, optim.warmup_steps, experiment.epoch_steps)
     if 3 * warmup > total_steps:
         logging.warning(
             "the warm-up takes %d of %d steps: the rate hardly gets to fall; shorten it with "
