@@ -18,12 +18,12 @@ from dnrt_jax import convert, models, tasks
 from dnrt_jax.config import Config, duration, flatten, model_kwargs, replaced, varied_fields
 from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime.errors import ConfigError, UserError
-from dnrt_jax.runtime.sharding import make_mesh, replicated, split, state_shardings
+from dnrt_jax.runtime.sharding import check_batch, make_mesh, replicated, split, state_shardings
 from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
 from dnrt_jax.training.dispatch import Dispatch, Numbers, Places, Step, create_dispatches
-from dnrt_jax.training.state import RUNS_ONCE, TrainState, create_state
+from dnrt_jax.training.state import RUNS_ONCE, TrainState, check_own_model, create_state, own_model
 from dnrt_jax.training.step import Batch, TrainStep, Values
 
 SEQUENTIAL_AT_MOST = 16384  # samples; the [B, B] weights then take 1 GB
@@ -81,7 +81,8 @@ class Experiment(NamedTuple):
         `TrainStep`."""
         log_prior = None
         if self.config.loss.name == "balanced_softmax":
-            log_prior = np.log(self.task.class_counts()).astype(np.float32)
+            counts: Any = self.task.class_counts()  # `build` has seen them
+            log_prior = np.log(counts).astype(np.float32)
 
         def step(numbers, state, batch):
             numbers = dict(numbers)
@@ -137,8 +138,8 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
       UserError: if the data, the devices or the model do not fit the config.
     """
     mesh = make_mesh() if mesh is None else mesh
+    _check_batch(config, task, mesh)
     task.check_mesh(mesh)
-    _check_batch(config, task)
     model = create_model(config, len(task.class_names), formulation_of(mesh))
     epoch_steps = math.ceil(task.num_train / task.batch_size)
     total_steps = duration(config.train.epochs, config.train.steps, epoch_steps)
@@ -152,7 +153,10 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
         use_arr=config.arr.weight > 0,
         use_ema=config.train.ema > 0,
     )
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    with own_model(config.model.name):
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    if ":" in config.model.name:
+        check_own_model(model, config.model.name, shapes, task.example)
     shardings = state_shardings(mesh, shapes, config.parallel.fsdp)
     shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
     init = jax.jit(init, out_shardings=shardings, compiler_options=RUNS_ONCE)
@@ -232,12 +236,16 @@ def _warn_of_normalisation(known: Description, config: Config) -> None:
         )
 
 
-def _check_batch(config: Config, task: Task) -> None:
+def _check_batch(config: Config, task: Task, mesh: Mesh) -> None:
     if task.batch_size > task.num_train:
         raise ConfigError(
             f"config.train.batch_size={task.batch_size}: there are only {task.num_train} training "
             "samples"
         )
+    if config.train.accumulate > 1:
+        check_batch("train.batch_size", task.batch_size, mesh.size, config.train.accumulate)
+    if config.loss.name == "balanced_softmax" and task.class_counts() is None:
+        raise ConfigError(f"config.loss.name='balanced_softmax': {config.task} has no class_counts")
     if config.arr.weight and config.arr.target == "permuted" and len(task.class_names) < 2:
         raise ConfigError("config.arr.target='permuted': needs two classes or more")
     sequential = config.arr.weight and config.arr.rule == "sequential"

@@ -4,13 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 from runs import here
 from tiny import Tiny, get_config
 
-from dnrt_jax import experiment
-from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax import experiment, record
+from dnrt_jax.config import replaced
+from dnrt_jax.runtime.errors import ConfigError, DataError, ModelError
+from dnrt_jax.runtime.sharding import make_mesh
 from dnrt_jax.runtime.workdir import read_records
+from dnrt_jax.tasks.arrays import Arrays
 
 CONFIG = f"--config={Path(__file__).parent}/tiny.py"
 FLAGS = ["train.steps=8", "train.log_steps=4", "train.eval_steps=8", "train.checkpoint_steps=4"]
@@ -84,3 +90,116 @@ def test_only_training_names_the_task_of_someone_else_and_warns_of_a_long_warm_u
     assert "tiny:Tiny: 48 training samples of 3 classes" in train.stdout
     assert "the warm-up takes 1 of 2 steps" in train.stderr
     assert [done.stderr for done in others] == ["", ""]
+
+
+class Own(nn.Module):
+    """A mistake in a model of someone else."""
+
+    num_classes: int
+    act: str = "raa"
+
+    def logits(self, x):
+        record(self, x)
+        return nn.Dense(self.num_classes)(x)
+
+
+class Wide(Own):
+    @nn.compact
+    def __call__(self, x, train=False):
+        record(self, x)
+        return nn.Dense(self.num_classes + 1)(x)
+
+
+class Pair(Own):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(x), x
+
+
+class NoTrain(Own):
+    @nn.compact
+    def __call__(self, x):
+        return self.logits(x)
+
+
+class Noisy(Own):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x + jax.random.normal(self.make_rng("noise"), x.shape) if train else x
+        return self.logits(x)
+
+
+class Broken(Own):
+    @nn.compact
+    def __call__(self, x, train=False):
+        raise ValueError("no such thing\nand more")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Wide, r"^Wide: gives float32\[1, 4\] for one sample, not logits \[1, 3\]"),
+        (Pair, r"^Pair: gives a tuple for one sample, not logits \[1, 3\]"),
+        (NoTrain, r"NoTrain': TypeError: .* unexpected keyword argument 'train'; with DNRT"),
+        (Noisy, r"Noisy': InvalidRngError: .*noise"),
+        (Broken, r"Broken': ValueError: no such thing; with DNRT_TRACEBACK=1 the program says"),
+    ],
+)
+def test_a_mistake_in_a_model_of_someone_else_is_one_line(model, said):
+    config = get_config()
+    config.model.name = f"{__name__}:{model.__name__}"
+    with pytest.raises(ModelError, match=said) as error:
+        experiment.load(config)
+    assert "\n" not in str(error.value)
+
+
+TASKS = {
+    "a batch for other devices": ({"train.batch_size": 12}, "batch_size=12 does not .* 8 devices"),
+    "parts for other devices": (
+        {"train.batch_size": 24, "train.accumulate": 2},
+        "batch_size=24 does not divide over 8 devices x config.train.accumulate=2; try 3?",
+    ),
+    "a loss that needs counts": ({"loss.name": "balanced_softmax"}, "Tiny has no class_counts"),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), TASKS.values(), ids=TASKS)
+def test_what_a_task_of_someone_else_cannot_do_is_one_line(values, said):
+    with pytest.raises(ConfigError, match=said):
+        experiment.load(replaced(get_config(), values))
+
+
+def test_a_metric_that_the_task_does_not_report_is_answered_by_the_first_evaluation(tmp_path):
+    line = refused(*FLAGS, f"--workdir={tmp_path}/run", "--config.eval.metric=auc")
+    assert "config.eval.metric='auc': the task reports only test/acc, test/f1" in line
+
+
+INPUTS, LABELS = np.zeros((4, 2), np.float32), np.array([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (LABELS[:, None], r"labels: int64\[4, 1\] for 4 samples, not integers \[N\]"),
+        (LABELS[:3], r"labels: int64\[3\] for 4 samples"),
+        (LABELS * 1.0, r"labels: float64\[4\]"),
+        (np.eye(4), r"labels: float64\[4, 4\]"),
+        (LABELS.tolist(), "labels: a list, not an array"),
+        (LABELS - 1, r"labels: -1 of sample 0 is not in 0\.\.2"),
+        (LABELS + np.uint8(1), r"labels: 3 of sample 2 is not in 0\.\.2"),
+    ],
+)
+def test_labels_are_integers_of_the_classes(label, said):
+    with pytest.raises(DataError, match=said):
+        Arrays(INPUTS, label, 3)
+
+
+def test_labels_of_any_integers_are_taken_as_int32():
+    assert Arrays(INPUTS, LABELS.astype(np.uint8)).label.dtype == np.int32
+    with pytest.raises(DataError, match=r"labels: -1 of sample 0 is not in"):
+        Arrays(INPUTS, LABELS - 1)
+
+
+def test_a_split_is_evaluated_by_batches_that_the_devices_share():
+    (batch,) = Arrays(np.zeros((50, 2), np.float32), np.zeros(50, int)).batches(50, make_mesh())
+    assert (len(batch["mask"]), batch["mask"].sum()) == (56, 50)
