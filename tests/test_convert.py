@@ -578,7 +578,8 @@ def test_an_average_starts_from_the_same_weights_in_buffers_of_its_own(built, tm
     weight_files.write(tmp_path / "a.safetensors", source, description())
     state = experiment.initial_state(experiment.build(config, built.task))
     jax.tree.map(np.testing.assert_array_equal, state.ema["params"], state.params)
-    jax.jit(lambda state: state, donate_argnums=0)(state)  # refuses a buffer that is there twice
+    buffers = [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)  # which a step is given
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "none.safetensors"])
