@@ -1,6 +1,5 @@
 """Builds an experiment from a config: data, model, device mesh, jitted functions."""
 
-import dataclasses
 import logging
 import math
 import re
@@ -19,12 +18,12 @@ from dnrt_jax import convert, models, tasks
 from dnrt_jax.config import Config, duration, flatten, model_kwargs, replaced, varied_fields
 from dnrt_jax.models.formulation import Formulation
 from dnrt_jax.runtime.errors import ConfigError, UserError
-from dnrt_jax.runtime.sharding import make_mesh, replicated, split, state_shardings
+from dnrt_jax.runtime.sharding import check_batch, make_mesh, replicated, split, state_shardings
 from dnrt_jax.runtime.weight_files import Description
 from dnrt_jax.tasks.base import Task
 from dnrt_jax.training import optim
 from dnrt_jax.training.dispatch import Dispatch, Numbers, Places, Step, create_dispatches
-from dnrt_jax.training.state import RUNS_ONCE, TrainState, create_state
+from dnrt_jax.training.state import RUNS_ONCE, TrainState, check_own_model, create_state, own_model
 from dnrt_jax.training.step import Batch, TrainStep, Values
 
 SEQUENTIAL_AT_MOST = 16384  # samples; the [B, B] weights then take 1 GB
@@ -82,7 +81,8 @@ class Experiment(NamedTuple):
         `TrainStep`."""
         log_prior = None
         if self.config.loss.name == "balanced_softmax":
-            log_prior = np.log(self.task.class_counts()).astype(np.float32)
+            counts: Any = self.task.class_counts()  # `build` has seen them
+            log_prior = np.log(counts).astype(np.float32)
 
         def step(numbers, state, batch):
             numbers = dict(numbers)
@@ -91,9 +91,8 @@ class Experiment(NamedTuple):
             rate = optim.schedule(config.optim, self.total_steps, self.epoch_steps)
             tx, task = optim.create(config.optim, rate), self.task
             run = TrainStep(
-                self.model, tx, config, task.preprocess, task.mixing, key, mesh, log_prior
+                self.model, tx, config, task.preprocess, task.mixing, key, mesh, log_prior, unravel
             )
-            run = dataclasses.replace(run, unravel=unravel) if unravel else run
             return run(state, batch)
 
         return step
@@ -139,12 +138,11 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
       UserError: if the data, the devices or the model do not fit the config.
     """
     mesh = make_mesh() if mesh is None else mesh
+    _check_batch(config, task, mesh)
     task.check_mesh(mesh)
-    _check_batch(config, task)
     model = create_model(config, len(task.class_names), formulation_of(mesh))
     epoch_steps = math.ceil(task.num_train / task.batch_size)
     total_steps = duration(config.train.epochs, config.train.steps, epoch_steps)
-    _warn_of_warmup(config, total_steps, epoch_steps)
     tx = optim.create(config.optim, optim.schedule(config.optim, total_steps, epoch_steps))
     init = partial(
         create_state,
@@ -155,7 +153,10 @@ def build(config: Config, task: Task, mesh: Mesh | None = None) -> Experiment:
         use_arr=config.arr.weight > 0,
         use_ema=config.train.ema > 0,
     )
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    with own_model(config.model.name):
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    if ":" in config.model.name:
+        check_own_model(model, config.model.name, shapes, task.example)
     shardings = state_shardings(mesh, shapes, config.parallel.fsdp)
     shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
     init = jax.jit(init, out_shardings=shardings, compiler_options=RUNS_ONCE)
@@ -197,9 +198,13 @@ def initial_state(experiment: Experiment) -> TrainState:
     """The initial state, with the weights of `config.init_from` if that is set.
 
     Raises:
-      ConfigError: for weights that cannot be read or do not fit.
+      ConfigError: for weights that cannot be read or do not fit, or a model of other data than
+        images.
     """
-    fresh, source = experiment.create(), experiment.config.init_from
+    config, source = experiment.config, experiment.config.init_from
+    if source and "image_size" not in models.fields(config.model.name):
+        raise ConfigError(f"config.init_from={source!r}: only for models of images")
+    fresh = experiment.create()
     if not source:
         return fresh
     channels = experiment.task.example.shape[-1]
@@ -213,8 +218,10 @@ def initial_state(experiment: Experiment) -> TrainState:
     batch_stats = jax.tree.map(place, variables.get("batch_stats", {}), fresh.batch_stats)
     logging.info("starting from the weights of %s", source)
     if known:
-        _warn_of_normalisation(known, experiment.config)
-    ema = fresh.ema and {"params": params, "batch_stats": batch_stats}
+        _warn_of_normalisation(known, config)
+    # A copy, as a step is given the buffers of both.
+    variables = {"params": params, "batch_stats": batch_stats}
+    ema = fresh.ema and jax.tree.map(jnp.copy, variables)
     return fresh.replace(params=params, batch_stats=batch_stats, ema=ema)
 
 
@@ -230,12 +237,16 @@ def _warn_of_normalisation(known: Description, config: Config) -> None:
         )
 
 
-def _check_batch(config: Config, task: Task) -> None:
+def _check_batch(config: Config, task: Task, mesh: Mesh) -> None:
     if task.batch_size > task.num_train:
         raise ConfigError(
             f"config.train.batch_size={task.batch_size}: there are only {task.num_train} training "
             "samples"
         )
+    if config.train.accumulate > 1:
+        check_batch("train.batch_size", task.batch_size, mesh.size, config.train.accumulate)
+    if config.loss.name == "balanced_softmax" and task.class_counts() is None:
+        raise ConfigError(f"config.loss.name='balanced_softmax': {config.task} has no class_counts")
     if config.arr.weight and config.arr.target == "permuted" and len(task.class_names) < 2:
         raise ConfigError("config.arr.target='permuted': needs two classes or more")
     sequential = config.arr.weight and config.arr.rule == "sequential"
@@ -246,9 +257,10 @@ def _check_batch(config: Config, task: Task) -> None:
         )
 
 
-def _warn_of_warmup(config: Config, total_steps: int, epoch_steps: int) -> None:
-    optim = config.optim
-    warmup = duration(optim.warmup_epochs, optim.warmup_steps, epoch_steps)
+def warn_of_warmup(experiment: Experiment) -> None:
+    """Warns of a warm-up that takes more than a third of the run."""
+    optim, total_steps = experiment.config.optim, experiment.total_steps
+    warmup = duration(optim.warmup_epochs, optim.warmup_steps, experiment.epoch_steps)
     if 3 * warmup > total_steps:
         logging.warning(
             "the warm-up takes %d of %d steps: the rate hardly gets to fall; shorten it with "

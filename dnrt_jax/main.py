@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnrt_jax import command_line
-from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
+from dnrt_jax.runtime.errors import CheckpointError, ConfigError, WorkdirError
 from dnrt_jax.runtime.process import keep_memory, keep_programs, split_overrides, user_errors
 
 
@@ -70,6 +70,8 @@ def _in_folder(folder: Any, named: Sequence[Any], args: argparse.Namespace) -> i
             _check_folder(at[member.name], member.config, args)
         configs = {member.name: member.config for member in named}
         built = dict(zip(configs, sets.load_all(list(configs.values())), strict=True))
+        for name, of_run in built.items():
+            _check_classes(at[name], of_run.task.class_names)
         if args.eval_only:
             for name in built:
                 _evaluate(name, built[name], at[name], args.checkpoint)
@@ -129,8 +131,33 @@ def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
         if args.eval_only:  # other data, or the same data in another place
             allowed += [name for name in flatten(config) if name.startswith("data.")]
         check_resume(before, config, allowed)
+        if (before.optim.clip > 0) != (config.optim.clip > 0):
+            raise ConfigError(
+                f"config.optim.clip was {before.optim.clip:g}, is {config.optim.clip:g}: the state "
+                "of the optimizer has another form with 0; a large number clips nothing either"
+            )
     else:
         config.init_from = hub.pin(config.init_from)
+
+
+def _check_classes(workdir: Any, names: Sequence[str]) -> None:
+    """Raises a WorkdirError if the run in the folder, if any, was trained on other classes."""
+    from dnrt_jax.runtime import checkpoint
+
+    has_run = checkpoint.steps(workdir.checkpoints) or workdir.read_json("summary.json")
+    before = workdir.read_json("classes.json")
+    if not has_run or not before:
+        return
+    if len(before) != len(names):
+        problem = f"{len(before)} classes, and the data have {len(names)}"
+    elif differ := [k for k, name in enumerate(names) if name != before[k]]:
+        problem = f"other classes: {differ[0]} was {before[differ[0]]!r}, is {names[differ[0]]!r}"
+    else:
+        return
+    raise WorkdirError(
+        f"{workdir.path}: the run has {problem}; set config.data.name and config.data.dir to data "
+        "with its classes"
+    )
 
 
 def _finished(workdir: Any, built: Any) -> dict[str, Any] | None:
@@ -160,18 +187,23 @@ def _train(
     from clu import parameter_overview
 
     from dnrt_jax import train
+    from dnrt_jax.experiment import warn_of_warmup
     from dnrt_jax.run import Run
     from dnrt_jax.runtime import multihost
     from dnrt_jax.runtime.profiling import Profile
+    from dnrt_jax.tasks import TASKS
 
     for name, experiment in experiments.items():
         folder.members[name].write_json("classes.json", experiment.task.class_names)
     first = next(iter(experiments.values()))
     task, config = first.task, first.config
+    warn_of_warmup(first)
     if multihost.is_main():
         print(parameter_overview.get_parameter_overview(first.shapes.params, include_stats=False))
+        # A task of someone else has data of its own.
+        data = config.data.name if config.task in TASKS else config.task
         print(
-            f"{config.data.name}: {task.description} of {len(task.class_names)} classes; "
+            f"{data}: {task.description} of {len(task.class_names)} classes; "
             f"{first.total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind} "
             f"in {jax.process_count()} processes; {folder.path}",
             flush=True,

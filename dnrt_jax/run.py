@@ -7,7 +7,7 @@ of (config, step) alone, so a resumed run repeats exactly what an uninterrupted 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from dnrt_jax.config import Config, to_json
 from dnrt_jax.experiment import Experiment, initial_state
 from dnrt_jax.report import curves
 from dnrt_jax.runtime import checkpoint, flops, multihost
-from dnrt_jax.runtime.errors import NonFiniteError, WorkdirError
+from dnrt_jax.runtime.errors import ConfigError, NonFiniteError, WorkdirError
 from dnrt_jax.runtime.progress import Speed
 from dnrt_jax.runtime.trackers import open_tracker
 from dnrt_jax.runtime.workdir import Workdir, best_record
@@ -33,7 +33,6 @@ class Due(NamedTuple):
     log: bool
     evaluate: bool
     save: bool
-    last: bool
 
 
 class Calendar(NamedTuple):
@@ -53,7 +52,7 @@ class Calendar(NamedTuple):
     def due(self, step: int) -> Due:
         last = step == self.total
         evaluate = step % self.evaluate == 0 or last
-        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last, last)
+        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last)
 
 
 class Window:
@@ -91,10 +90,10 @@ class Run:
         self.failure: NonFiniteError | None = None
         self._evaluate = experiment.task.evaluator(experiment.model, experiment.mesh)
         self._macs = experiment.task.multiply_accumulates(experiment.model)
-        self._best_step = _best_step(workdir, experiment.config)
-        self._is_patient = is_patient(workdir.records(), experiment.config)
+        self._look_back()
         self._saved, self._speed = self.step, Speed()
-        self._steps: list[tuple[Later, int]] = []  # whose values were not looked at yet
+        # What was dispatched and not looked at yet: its values, first step, and time.
+        self._steps: list[tuple[Later, int, float]] = []
         if multihost.is_main():
             workdir.tracker = open_tracker(experiment.config, workdir.path)
 
@@ -105,10 +104,14 @@ class Run:
         return state
 
     @property
-    def is_finished(self) -> bool:
+    def is_at_end(self) -> bool:
         """Whether the run is at its last step, or ended early by `train.patience`."""
-        at_end = self.step == self.calendar.total or not self._is_patient
-        return at_end and self.failure is None
+        return self.step == self.calendar.total or not self._is_patient
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is at its end, which was evaluated."""
+        return self.is_at_end and self._evaluated == self.step and self.failure is None
 
     @property
     def is_active(self) -> bool:
@@ -117,46 +120,84 @@ class Run:
     def take(self, values: Later, count: int, start: float, *, wait: bool) -> None:
         """Takes the values of `count` steps, dispatched at the time `start`. They are waited for
         where something is due, so that the devices need not wait in between; of the first dispatch
-        so that its time, which is not counted, is all of it; or if `wait` says so."""
-        self._steps.append((values, self.step))
+        so that its time, which is not counted, is all of it; or if `wait` says so.
+
+        The time of steps is from the first dispatch after a wait to the end of the next wait: where
+        there are several processes, most of it passes between dispatches.
+        """
+        self._steps.append((values, self.step, start))
         self.step += count
         self.workdir.check()
         if wait or not self._speed.is_warm or any(self.calendar.due(self.step)):
             self._look()
-        self._speed.add(count * self.experiment.task.batch_size, time.monotonic() - start)
 
     def _look(self) -> None:
         """Waits for the values of the steps taken, and checks them."""
         config, steps = self.experiment.config, self._steps
         self._steps = []
-        for later, step in steps:
+        for later, step, _ in steps:
             values = later()
             self.window.add(values, _finite(values, step, config.train.on_nonfinite == "stop"))
+        if steps:
+            _, first, start = steps[0]
+            samples = (self.step - first) * self.experiment.task.batch_size
+            self._speed.add(samples, time.monotonic() - start)
         _check_skipped(self.window.skipped, self.step, config)
         self.workdir.write_config(config)  # only after a step was taken with it
 
     def settle(self, state: Callable[[], TrainState]) -> dict[str, Any] | None:
         """Does what is due at this step, and returns the record, if one is."""
-        config, due = self.experiment.config, self.calendar.due(self.step)
+        return self._do(self.calendar.due(self.step), state)
+
+    def complete(self, state: Callable[[], TrainState]) -> dict[str, Any] | None:
+        """Evaluates a run that is at its end without an evaluation of it, as a longer one does that
+        was stopped there, and returns the record."""
+        earlier = [r for r in self.workdir.records() if r["step"] == self.step]
+        self.workdir.write_config(self.experiment.config)
+        return self._do(Due(log=True, evaluate=True, save=True), state, earlier)
+
+    def _do(
+        self, due: Due, state: Callable[[], TrainState], earlier: Sequence[dict[str, Any]] = ()
+    ) -> dict[str, Any] | None:
+        """Does what is due; the record has also what `earlier` ones of this step have."""
+        config = self.experiment.config
         record: dict[str, Any] = {"step": self.step, "epoch": self.step / self.calendar.epoch}
         if due.log:
             record |= self.window.take_means()
             if config.train.on_nonfinite == "skip":
                 record["train/skipped"] = self.window.skipped
-            record["train/lr"] = float(self.experiment.rate(self.step - 1))
+            # Of the last step that was not skipped: the optimizer does not count the others.
+            rate = self.experiment.rate(max(self.step - 1 - self.window.skipped, 0))
+            record["train/lr"] = float(rate)
             record |= _speed(self._speed.per_second(), self._macs)
         if due.evaluate:
             results = self._evaluate(state())
             self.workdir.write_json("confusion.json", results.pop("confusion").tolist())
+            if f"test/{config.eval.metric}" not in results:
+                raise ConfigError(
+                    f"config.eval.metric={config.eval.metric!r}: the task reports only "
+                    f"{', '.join(sorted(results))}"
+                )
             record |= results
+        for before in earlier:
+            record |= before
         if due.log:
             self.workdir.record(record)
         if due.evaluate:
-            self._best_step = _best_step(self.workdir, config)
-            self._is_patient = is_patient(self.workdir.records(), config)
+            self._look_back()
         if due.save or self.step == self._best_step or not self._is_patient:
             self.save(state)
         return record if due.log else None
+
+    def _look_back(self) -> None:
+        """Reads off the records which step is the best, whether it is recent enough, and which was
+        evaluated last."""
+        records, config = self.workdir.records(), self.experiment.config
+        best = best_record(records, config.eval.metric)
+        self._best_step = best["step"] if best else None
+        evaluated = [r["step"] for r in records if f"test/{config.eval.metric}" in r]
+        self._evaluated = evaluated[-1] if evaluated else None
+        self._is_patient = is_patient(records, config)
 
     def save(self, state: Callable[[], TrainState]) -> None:
         """Saves a checkpoint, unless there is one of this step."""
@@ -227,11 +268,6 @@ def _start(experiment: Experiment, workdir: Workdir, fresh: TrainState | None):
     workdir.rewind(restored.step)
     extra = restored.extra
     return restored.state, restored.step, Window(extra["window"], extra.get("skipped", 0))
-
-
-def _best_step(workdir: Workdir, config: Config) -> int | None:
-    best = best_record(workdir.records(), config.eval.metric)
-    return best["step"] if best else None
 
 
 def _save(

@@ -63,8 +63,9 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
       UserError, OSError: what stopped all of them.
     """
     groups, first = groups_of(runs), runs[0].experiment
-    total = sum(run.calendar.total for run in runs)
-    progress = Progress(sum(run.step for run in runs), total, is_main=multihost.is_main())
+    # One that ended early takes no more steps.
+    total = lambda: sum(run.calendar.total if run.is_active else run.step for run in runs)
+    progress = Progress(sum(run.step for run in runs), total(), is_main=multihost.is_main())
     macs = first.task.multiply_accumulates(first.model)
     progress.say(f"{macs / 1e6:.4g} million multiply-accumulates a sample, forward" if macs else "")
     progress.say("compiling the training step")
@@ -79,6 +80,7 @@ def fit(runs: Sequence[Run], stop: Stop, folder: SetFolder, profile: Profile) ->
             ended = (run.name for run in group.runs if not run.is_active)
             for line in (line for name in ended for line in folder.stop(name)):
                 progress.show(line)
+            progress.expect(total())
             steps = sum(run.step for run in group.runs) - before
             profile.after(steps, partial(group.trainer.state, 0))
             if stopping := stops.any(bool(stop.signal)):
@@ -116,6 +118,11 @@ class Group:
 
         Yields the records.
         """
+        for i, run in enumerate(self.runs):
+            if run.is_active and run.is_at_end:
+                with self._stopping_alone(run):
+                    if record := run.complete(partial(self.trainer.state, i)):
+                        yield run, record
         if not (active := [run for run in self.runs if run.is_active]):
             return
         most = active[0].experiment.config.train.dispatch_steps

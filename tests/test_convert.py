@@ -535,6 +535,8 @@ def test_a_mistake_is_one_line(source, tmp_path, capsys, monkeypatch, changes, m
 
 # ---------------------------------------------------------------- config.init_from
 
+SIZES = {"image_size": 8, "stage_sizes": (1,), "widths": (4,)}
+
 
 @pytest.fixture(scope="module")
 def built():
@@ -554,12 +556,11 @@ def starting_from(built, path):
 
 
 def test_a_run_starts_from_a_file_with_all_else_fresh(built, tmp_path):
-    sizes = {"image_size": 8, "stage_sizes": (1,), "widths": (4,)}
-    source = state_dict("cifar_resnet18", channels=1, act="relu", **sizes)
+    source = state_dict("cifar_resnet18", channels=1, act="relu", **SIZES)
     weight_files.write(tmp_path / "a.safetensors", source, description())
     state = experiment.initial_state(starting_from(built, tmp_path / "a.safetensors"))
     variables = convert.from_torch(
-        source, "cifar_resnet18", 1, num_classes=10, act="raa_relu", **sizes
+        source, "cifar_resnet18", 1, num_classes=10, act="raa_relu", **SIZES
     )
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
@@ -568,6 +569,17 @@ def test_a_run_starts_from_a_file_with_all_else_fresh(built, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, others(state), others(fresh))
     shardings = lambda s: jax.tree.map(lambda x: x.sharding, s)
     assert shardings(state) == shardings(fresh)
+
+
+def test_an_average_starts_from_the_same_weights_in_buffers_of_its_own(built, tmp_path):
+    config = starting_from(built, tmp_path / "a.safetensors").config
+    config.train.ema = 0.9
+    source = state_dict("cifar_resnet18", channels=1, act="relu", **SIZES)
+    weight_files.write(tmp_path / "a.safetensors", source, description())
+    state = experiment.initial_state(experiment.build(config, built.task))
+    jax.tree.map(np.testing.assert_array_equal, state.ema["params"], state.params)
+    buffers = [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)  # which a step is given
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "none.safetensors"])

@@ -290,25 +290,20 @@ def test_damaged_weights_are_one_line(capsys, tmp_path, workdir):
 # ---- defects ----------------------------------------------------------------------------------
 
 
-BROKEN_MODEL = """
-import flax.linen as nn
+BROKEN_TASK = """
+from dnrt_jax.tasks.image_classification import ImageClassification
 
-class Broken(nn.Module):
-    num_classes: int
-    act: str = "raa"
-    image_size: int = 8
-
-    @nn.compact
-    def __call__(self, x, train=False):
+class Broken(ImageClassification):
+    def check_mesh(self, mesh):
         raise ValueError("a mistake of ours")
 """
 
 
 def test_an_error_of_ours_keeps_its_traceback_and_says_that_it_is_a_defect(tmp_path):
-    (tmp_path / "broken.py").write_text(BROKEN_MODEL)
+    (tmp_path / "broken.py").write_text(BROKEN_TASK)
     command = [sys.executable, "-m", "dnrt_jax.main", f"--config={ROOT}/configs/digits.py"]
     done = subprocess.run(
-        [*command, "--config.model.name=broken:Broken", f"--workdir={tmp_path}/run"],
+        [*command, "--config.task=broken:Broken", f"--workdir={tmp_path}/run"],
         cwd=tmp_path,
         env=environment() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -317,7 +312,7 @@ def test_an_error_of_ours_keeps_its_traceback_and_says_that_it_is_a_defect(tmp_p
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ValueError: a mistake of ours" in done.stderr
-    assert "line 11, in __call__" in done.stderr
+    assert "line 6, in check_mesh" in done.stderr
     assert done.stderr.rstrip().endswith(process.DEFECT)
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from dnrt_jax.run import Calendar, Run, Window
 from dnrt_jax.runtime.profiling import Profile
-from dnrt_jax.runtime.progress import Speed
+from dnrt_jax.runtime.progress import Progress, Speed
 from dnrt_jax.train import Group, Stop
 
 CALENDAR = Calendar(log=7, evaluate=10, save=5, epoch=12, total=44)
@@ -27,10 +27,10 @@ def test_dispatches_end_where_something_is_due_or_the_epoch_does():
 
 
 def test_what_is_due_is_a_function_of_the_step():
-    assert CALENDAR.due(3) == (False, False, False, False)
-    assert CALENDAR.due(7) == (True, False, False, False)
-    assert CALENDAR.due(10) == (True, True, True, False)  # an evaluation has a record
-    assert CALENDAR.due(44) == (True, True, True, True)
+    assert CALENDAR.due(3) == (False, False, False)
+    assert CALENDAR.due(7) == (True, False, False)
+    assert CALENDAR.due(10) == (True, True, True)  # an evaluation has a record
+    assert CALENDAR.due(44) == (True, True, True)
 
 
 def test_a_window_shows_means_of_finite_steps_and_begins_anew():
@@ -78,19 +78,43 @@ def training(monkeypatch, name):
     return Group([run], Device())
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_speed_is_that_of_the_device_also_if_groups_take_turns(monkeypatch, count):
+@pytest.mark.parametrize(("count", "agrees"), [(1, False), (2, False), (1, True)])
+def test_the_speed_is_that_of_the_device_also_if_groups_take_turns_or_processes_agree(
+    monkeypatch, count, agrees
+):
     groups = [training(monkeypatch, str(i)) for i in range(count)]
     progress = SimpleNamespace(update=lambda count: None)
-    speeds = [
-        record["train/images_per_sec"]
-        for _ in range(9)
-        for group in groups
-        for _, record in group.advance(progress, wait=count > 1)
-    ]
+    speeds = []
+    for _ in range(9):
+        for group in groups:
+            records = group.advance(progress, wait=count > 1)
+            speeds += [record["train/images_per_sec"] for _, record in records]
+            if agrees:  # of several processes, whether to stop, after what was dispatched before
+                time.sleep(max(Device.free - time.monotonic(), 0))
     assert len(speeds) == 3 * count
     # A busy machine may wait longer than it should.
     assert all(0.5 < speed * SECONDS / SAMPLES < 1.05 for speed in speeds), speeds
+
+
+def test_the_rate_on_record_is_that_of_the_optimizer_which_counts_no_skipped_step(monkeypatch):
+    group = training(monkeypatch, "")
+    (run,) = group.runs
+    run.experiment.config.train.on_nonfinite, run.experiment.config.train.max_skipped = "skip", 20
+    run.experiment.rate = lambda step: step
+    losses = iter([np.full(16, np.nan), np.ones(16), np.ones(8)])
+    group.trainer.run = lambda starts, count: [lambda: {"loss": next(losses)}]
+    progress = SimpleNamespace(update=lambda count: None)
+    (record,) = (r for _ in range(3) for _, r in group.advance(progress, wait=False))
+    assert (record["step"], record["train/skipped"], record["train/lr"]) == (40, 16, 23)
+
+
+def test_the_time_left_is_that_of_the_steps_that_are_still_to_come():
+    progress = Progress(0, 200)
+    progress.update(10)
+    progress._started = time.monotonic() - 10
+    progress.update(10)
+    progress.expect(120)  # a run of a set has ended 80 steps early
+    assert progress._time().endswith(" 01:40 left")
 
 
 def test_a_profile_begins_and_ends_where_the_device_has_done_its_steps(monkeypatch, tmp_path):

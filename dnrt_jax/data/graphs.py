@@ -136,11 +136,13 @@ def _checked_split(split: str, arrays: dict[str, np.ndarray], labels: np.ndarray
     nodes = _nodes(arrays[name], count)
     _check(nodes.dtype.kind in "iu", f"{name} is {nodes.dtype}, not indices of nodes")
     _check(nodes.size > 0, f"{name} names no node")
+    flags = len(nodes) == count > 2 and np.isin(nodes, (0, 1)).all()
+    _check(not flags, f"{name} is {nodes.dtype}[N] of 0 and 1; give bool[N] or indices of nodes")
     inside = nodes.min() >= 0 and nodes.max() < count
     _check(inside, f"{name} names nodes beyond 0 .. {count - 1}")
     unlabelled = nodes[labels[nodes] < 0]
     _check(not unlabelled.size, f"{name} names unlabelled nodes, as {unlabelled[:1]}")
-    return nodes
+    return nodes.astype(np.int64)
 
 
 def _checked_classes(splits: dict[str, np.ndarray], labels: np.ndarray) -> int:

@@ -59,6 +59,11 @@ class Progress:
             self._started, self._first = time.monotonic(), self._step
         self._bar.update(count)
 
+    def expect(self, total: int) -> None:
+        """Says how many steps there are, where runs end early."""
+        if total != self._total:
+            self._total = self._bar.total = total
+
     def show(self, line: Line) -> None:
         record = line.record
         speed = record.get("train/images_per_sec")

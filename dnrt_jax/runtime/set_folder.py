@@ -104,6 +104,8 @@ class SetFolder:
         """Records the means anew, from the records of the members as they are after a kill. Those
         that are not active have no more to come."""
         self._stopped, self._last = set(self.members) - set(active), {}
+        if self._own and self._own not in self._means.values() and self._own.records():
+            self._own.rewind(0)  # means over members of an earlier command, of which one is left
         for setting, means in self._means.items():
             means.rewind(0)
             for name in self._settings[setting]:

@@ -59,10 +59,12 @@ def state_shardings(mesh: Mesh, shapes: Any, fsdp: bool) -> Any:
     return jax.tree.map(place, shapes)
 
 
-def check_batch(name: str, size: int, devices: int) -> None:
-    """Raises a ConfigError with a better size if `size` is not divisible by `devices`."""
-    if size % devices:
-        near = max(round(size / devices), 1) * devices
-        raise ConfigError(
-            f"config.{name}={size} does not divide over {devices} devices; try {near}"
-        )
+def check_batch(name: str, size: int, devices: int, accumulate: int = 1) -> None:
+    """Raises a ConfigError with a better size if `size` is not divisible by `devices`, in each of
+    `accumulate` micro-batches."""
+    parts = devices * accumulate
+    if size % parts:
+        over = f"{devices} devices"
+        over += f" x config.train.accumulate={accumulate}" if accumulate > 1 else ""
+        near = max(round(size / parts), 1) * parts
+        raise ConfigError(f"config.{name}={size} does not divide over {over}; try {near}")

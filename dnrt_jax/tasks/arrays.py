@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnrt_jax.data.order import epoch_batches
+from dnrt_jax.runtime.errors import DataError
 from dnrt_jax.runtime.multihost import own_rows
 from dnrt_jax.runtime.sharding import device_memory, replicated, split
 from dnrt_jax.tasks.base import OnDevice
@@ -22,16 +23,33 @@ HostBatch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Arrays:
-    """inputs [N, ...] and label i32[N].
+    """inputs [N, ...] and label i32[N], which may be given as integers of any dtype.
 
     Whoever shares one also shares its copy in device memory, which is freed with it.
+
+    Raises:
+      DataError: if the labels are not N integers in 0 .. num_classes - 1.
     """
 
     crops: ClassVar = False  # random crops are made on the device
 
     inputs: np.ndarray
     label: np.ndarray
+    num_classes: int = 2**31  # of any int32, where it is not told
     _copies: dict[Mesh, Batch] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        label: Any = self.label
+        if not isinstance(label, np.ndarray):
+            raise DataError(f"labels: a {type(label).__name__}, not an array of integers [N]")
+        if label.dtype.kind not in "iu" or label.shape != (len(self.inputs),):
+            given = f"{label.dtype}{list(label.shape)}"
+            raise DataError(f"labels: {given} for {len(self.inputs)} samples, not integers [N]")
+        if (bad := np.flatnonzero((label < 0) | (label >= self.num_classes))).size:
+            raise DataError(
+                f"labels: {label[bad[0]]} of sample {bad[0]} is not in 0..{self.num_classes - 1}"
+            )
+        object.__setattr__(self, "label", label.astype(np.int32, copy=False))  # it is frozen
 
     def __len__(self) -> int:
         return len(self.label)
@@ -114,8 +132,8 @@ def all_steps(step: Callable[..., Any], batch_size: int, mesh: Mesh) -> Callable
 def _rows(count: int, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """The rows i32[steps, B] and mask bool[steps, B] of the batches of `count` samples in order."""
     # For a split smaller than a batch, the batch is its size rounded up to a multiple of 8.
-    step = 8 * mesh.size
-    batch_size = min(batch_size, -(-count // step) * step)
+    up = lambda size, step: -(-size // step) * step
+    batch_size = min(up(batch_size, mesh.size), up(count, 8 * mesh.size))
     positions = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
     return np.minimum(positions, count - 1).astype(np.int32), positions < count
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dnrt_jax.config import Config
 from dnrt_jax.fields import Field
 from dnrt_jax.runtime import flops
+from dnrt_jax.runtime.sharding import check_batch
 from dnrt_jax.training.state import TrainState
 from dnrt_jax.training.step import Batch, Mix
 
@@ -74,6 +75,7 @@ class Task(Protocol):
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Raises a ConfigError if the batches cannot be split over the devices."""
+        check_batch("train.batch_size", self.batch_size, mesh.size)
 
     def preprocess(self, keys: Array, inputs: Any) -> Any:
         """Maps batch inputs to model inputs within the training step; keys [B], one per sample."""
@@ -97,9 +99,9 @@ class Task(Protocol):
         """
         ...
 
-    def class_counts(self) -> np.ndarray:
-        """Number of training samples per class, i64[K]."""
-        ...
+    def class_counts(self) -> np.ndarray | None:
+        """Number of training samples per class, i64[K], for Balanced Softmax; None if not known."""
+        return None
 
     def samples(self, split: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]] | None:
         """Random batches of images u8[b, H, W, C] and labels i32[b] of "train" or "test", for

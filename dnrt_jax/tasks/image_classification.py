@@ -126,6 +126,8 @@ class ImageClassification(Task):
         self._divided: dict[int | None, tuple[Images, Split, Split | None]] = {}
         self._jitted: dict[tuple[int, Mesh], tuple[Any, Any]] = {}
         self._hold_out()
+        if config.train.dispatch == "scan" and not isinstance(self._train, Arrays):
+            raise ConfigError("config.train.dispatch='scan': the data set is not in device memory")
         self.num_train, self.batch_size = len(self._images), config.train.batch_size
         shape = (1, data.image_size, data.image_size, self.channels)
         self.example = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -181,8 +183,7 @@ class ImageClassification(Task):
         return self._config.train.dispatch == "scan" or split.fits_devices
 
     def check_mesh(self, mesh: Mesh) -> None:
-        parts = mesh.size * self._config.train.accumulate
-        check_batch("train.batch_size", self.batch_size, parts)
+        super().check_mesh(mesh)
         check_batch("eval.batch_size", self._config.eval.batch_size, mesh.size)
 
     def evaluator(self, model: nn.Module, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:

@@ -111,5 +111,5 @@ Split = Arrays | Streamed
 def open_split(images: Images, config: Config, *, train: bool) -> Split:
     """What gives the batches of `images`."""
     if isinstance(images, datasets.Dataset):
-        return Arrays(images.images, images.labels)
+        return Arrays(images.images, images.labels, len(images.class_names))
     return Streamed(images, config, train=train)

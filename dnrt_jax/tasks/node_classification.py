@@ -75,6 +75,8 @@ class NodeClassification(Task):
         name, fanout = config.model.name, config.data.fanout
         if "image_size" in models.fields(name):
             raise ConfigError(f"config.model.name={name!r}: takes images; see config.task")
+        if config.train.dispatch == "scan":
+            raise ConfigError("config.train.dispatch='scan': not for graphs")
         if config.train.accumulate > 1:
             raise ConfigError(f"config.train.accumulate={config.train.accumulate}: not for graphs")
         if fanout and name != "graphsage":
@@ -94,6 +96,9 @@ class NodeClassification(Task):
         graph = self.graph
         counts = ", ".join(f"{len(nodes)} {name}" for name, nodes in graph.splits.items())
         return f"{len(graph.labels)} nodes ({counts}), {len(graph.senders)} edges"
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Any will do: every device has the whole graph."""
 
     def train_batches(self, mesh: Mesh) -> Callable[[int], Iterator[Batch]]:
         place = partial(jax.device_put, device=replicated(mesh))

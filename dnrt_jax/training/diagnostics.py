@@ -40,7 +40,10 @@ def sums(
     for name, x, raw, center, means in layers:
         x = jnp.where(mask[:, None], x.astype(means.dtype), 0)
         d = jnp.where(mask[:, None], x - center, 0)
-        nearest = (means * means).sum(1) - 2 * jnp.matmul(x, means.T, precision=HIGHEST)
+        # About the mean of all, as responses may be much closer to each other than to zero.
+        sizes = centroids.count.astype(means.dtype)
+        m = means - jnp.matmul(sizes, means, precision=HIGHEST) / jnp.maximum(sizes.sum(), 1)
+        nearest = (m * m).sum(1) - 2 * jnp.matmul(d, m.T, precision=HIGHEST)
         nearest = jnp.where(seen, nearest, jnp.inf).argmin(1)
         found[name] = {
             "norm": jnp.where(mask, _root_mean_square(raw.astype(means.dtype)), 0).sum(),

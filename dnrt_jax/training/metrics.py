@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dnrt_jax.runtime.errors import NonFiniteError
+from dnrt_jax.runtime.errors import DataError, NonFiniteError
 from dnrt_jax.training import diagnostics
 
 FEW_CLASSES = 10  # with more classes, top-5 accuracy is reported as well
@@ -17,7 +17,7 @@ FEW_CLASSES = 10  # with more classes, top-5 accuracy is reported as well
 
 def confusion(logits: Array, labels: Array, mask: Array, num_classes: int) -> Array:
     """Counts of (label, prediction) pairs, i32[K, K], over the rows where `mask` is True."""
-    pairs = labels * num_classes + logits.argmax(-1)
+    pairs = jnp.asarray(labels, jnp.int32) * num_classes + logits.argmax(-1)
     counts = jnp.zeros(num_classes**2, jnp.int32).at[pairs].add(mask.astype(jnp.int32))
     return counts.reshape(num_classes, num_classes)
 
@@ -33,9 +33,13 @@ def summary(sums: dict[str, Any], what: str) -> dict[str, float]:
 
     Raises:
       NonFiniteError: if a logit was NaN or infinite; `what` names the data in the message.
+      DataError: if a label was not of a class.
     """
     if bad := int(sums["non_finite"]):
         raise NonFiniteError(f"the logits of {bad} {what} are not finite")
+    if bad := int(sums["count"]) - int(sums["confusion"].sum()):
+        last = len(sums["confusion"]) - 1
+        raise DataError(f"the labels of {bad} {what} are not classes, 0 to {last}")
     losses = {name: value for name, value in sums.items() if name.startswith("loss")}
     values = {name: float(value / sums["count"]) for name, value in losses.items()}
     if "top5" in sums:
@@ -82,10 +86,10 @@ def macro_roc_auc(logits: Any, labels: Any) -> float:
     """AUC for logits [N, K]: of class 1 if K = 2, else the one-versus-rest mean over the classes
     that have both positives and negatives; NaN if none has."""
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    probs = np.exp(logits - logits.max(1, keepdims=True))
-    probs /= probs.sum(1, keepdims=True)
+    # In the order of the probabilities, of which those near one are not told apart.
+    others = lambda k: np.logaddexp.reduce(np.delete(logits, k, 1), 1)
     classes = [1] if logits.shape[1] == 2 else range(logits.shape[1])
-    areas = [roc_auc(probs[:, k], labels == k) for k in classes]
+    areas = [roc_auc(logits[:, k] - others(k), labels == k) for k in classes]
     known = [area for area in areas if not math.isnan(area)]
     return math.fsum(known) / len(known) if known else math.nan
 

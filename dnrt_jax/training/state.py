@@ -1,5 +1,7 @@
 """The training state: parameters, optimizer state, batch statistics and centroids."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +12,7 @@ import optax
 from jax import Array
 
 from dnrt_jax import arr
-from dnrt_jax.runtime.errors import ConfigError
+from dnrt_jax.runtime.errors import ConfigError, ModelError, UserError
 
 # For what runs once or seldom: compiles in 0.4 to 0.7 of the time, to the same bits on a CPU.
 RUNS_ONCE = {"xla_backend_optimization_level": 1}
@@ -33,6 +35,37 @@ class TrainState(flax.struct.PyTreeNode):
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
+def check_own_model(model: nn.Module, name: str, state: TrainState, example: Any) -> None:
+    """Traces `model` as training and evaluation apply it; `state` and `example` are of shapes."""
+
+    def apply(variables: Any, inputs: Any, key: Array) -> None:
+        rngs = {"dropout": key}
+        names = ["batch_stats", "responses"]
+        model.apply(variables, inputs, train=True, rngs=rngs, mutable=names)
+        model.apply(variables, inputs, train=False)
+
+    with own_model(name):
+        jax.eval_shape(apply, state.variables, example, jax.random.key(0))
+
+
+@contextmanager
+def own_model(name: str) -> Iterator[None]:
+    """Context manager in which an error of a model outside the package, MODULE:CLASS, becomes a
+    ModelError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        first, *_ = [*str(error).strip().splitlines(), ""]
+        raise ModelError(
+            f"config.model.name={name!r}: {type(error).__name__}: {first.rstrip('.')}; with "
+            "DNRT_TRACEBACK=1 the program says where"
+        ) from error
+
+
 def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -46,9 +79,17 @@ def create_state(
     """The initial state; `example` has the shapes and dtypes of a model input, as f32[1, H, W, C].
 
     Raises:
+      ModelError: if the model does not give logits f32[1, num_classes].
       ConfigError: with `use_arr`, if the model records no responses.
     """
-    variables = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    logits, variables = model.init_with_output(key, zeros)
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] != num_classes:
+        given = f"a {type(logits).__name__}" if shape is None else f"{logits.dtype}{list(shape)}"
+        raise ModelError(
+            f"{type(model).__name__}: gives {given} for one sample, not logits [1, {num_classes}]"
+        )
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     centroids = None
     if use_arr:

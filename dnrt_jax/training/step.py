@@ -54,7 +54,8 @@ class TrainStep:
       mesh: devices over which the micro-batches of `config.train.accumulate` are sharded.
       log_prior: f32[K], log class counts, for Balanced Softmax (Ren et al., NeurIPS 2020): the
         cross-entropy of logits + log_prior.
-      unravel: of a packed state, its parameters -> those of the model (see `training.packed`).
+      unravel: of a packed state, its parameters -> those of the model (see `training.packed`); None
+        for a state that is not.
     """
 
     model: nn.Module
@@ -65,7 +66,7 @@ class TrainStep:
     key: Array
     mesh: Mesh | None = None
     log_prior: Any = None
-    unravel: Callable[[Any], Any] = lambda params: params
+    unravel: Callable[[Any], Any] | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         keys = jax.random.split(jax.random.fold_in(self.key, state.step), 4)
@@ -100,8 +101,9 @@ class TrainStep:
 
     def _forward(self, params, batch_stats, samples: Samples, dropout_key: Array, arr_is_on: bool):
         """(logits, {"batch_stats": ..., "responses": ...})"""
+        params = self.unravel(params) if self.unravel else params
         return self.model.apply(
-            {"params": self.unravel(params), "batch_stats": batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             samples.inputs,
             train=True,
             rngs={"dropout": dropout_key},

@@ -51,6 +51,8 @@ def test_masks_are_indices_or_booleans(arrays):
     before = graphs.prepare(arrays, "g").splits["train"]
     arrays["train_mask"] = np.isin(np.arange(8), arrays["train_mask"])
     np.testing.assert_array_equal(graphs.prepare(arrays, "g").splits["train"], before)
+    arrays["train_mask"] = before.astype(np.uint64)
+    np.testing.assert_array_equal(graphs.prepare(arrays, "g").splits["train"], before)
 
 
 MISTAKES = {
@@ -62,6 +64,10 @@ MISTAKES = {
     "an unlabelled node in a mask": ({"test_mask": np.array([4, 7])}, "names unlabelled nodes"),
     "a node beyond the graph": ({"test_mask": np.array([4, 8])}, "test_mask names nodes beyond"),
     "a mask of fractions": ({"test_mask": np.array([4.5])}, "test_mask is float64, not indices"),
+    "a mask of zeros and ones": (
+        {"train_mask": np.arange(8, dtype=np.uint8) % 2},
+        "train_mask is uint8[N] of 0 and 1; give bool[N] or indices of nodes",
+    ),
     "an empty mask": ({"train_mask": np.zeros(0, int)}, "train_mask names no node"),
     "a feature that is not finite": (
         {"x": np.full((8, 3), np.nan, np.float32)},

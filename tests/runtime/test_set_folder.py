@@ -12,6 +12,7 @@ from dnrt_jax import train as train_loop
 from dnrt_jax.config import default, to_json
 from dnrt_jax.runtime.errors import NonFiniteError
 from dnrt_jax.runtime.profiling import Profile
+from dnrt_jax.runtime.progress import Progress
 from dnrt_jax.runtime.set_folder import SetFolder
 from dnrt_jax.runtime.workdir import read_records
 
@@ -100,6 +101,15 @@ def test_members_that_a_command_leaves_out_are_named(tmp_path, caplog):
     assert "the set had also seed0, seed1" in caplog.text
 
 
+def test_one_member_that_is_left_of_several_leaves_no_means(tmp_path):
+    for names in (["seed0", "seed1"], ["seed2"]):
+        with SetFolder(tmp_path, {"": names}) as folder:
+            folder.start(names)
+            for name in names:
+                list(folder.add(name, record(10, 0.5)))
+        assert len(read_records(tmp_path)) == len(names) - 1
+
+
 @pytest.fixture
 def swept(tmp_path):
     """A set of one seed and two weights, whose first member never came to a step."""
@@ -153,9 +163,12 @@ def test_a_signal_counts_though_a_member_has_diverged(tmp_path, monkeypatch, sto
         group = SimpleNamespace(runs=[lost, other], advance=advance, save=lambda: None)
         group.trainer = SimpleNamespace(state=lambda member: None)
         monkeypatch.setattr(train_loop, "groups_of", lambda runs: [group])
+        totals = []
+        monkeypatch.setattr(Progress, "expect", lambda self, total: totals.append(total))
         fit = lambda: train_loop.fit([lost, other], stop, folder, Profile(tmp_path, 0))
         if stopped:
             assert not fit()
+            assert totals == [15]  # 5 steps of the lost member and all of the other
             return
         other.failure = NonFiniteError("loss is not finite at step 4")
         with pytest.raises(NonFiniteError, match=r"seed0: loss .*; seed1: loss"):

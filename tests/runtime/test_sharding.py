@@ -123,6 +123,8 @@ def test_accumulation_is_the_large_batch(devices, rule, arr_weight, steps, relat
 def test_a_batch_that_does_not_divide_is_answered_with_one_that_does():
     with pytest.raises(ConfigError, match="batch_size=20 does not divide over 8 devices; try 16"):
         check_batch("train.batch_size", 20, 8)
+    with pytest.raises(ConfigError, match=r"over 2 devices x config.train.accumulate=4; try 64"):
+        check_batch("train.batch_size", 60, 2, 4)
 
 
 K, J, D, B = 1000, 12, 192, 64

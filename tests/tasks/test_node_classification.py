@@ -106,6 +106,7 @@ MISTAKES = {
     "a field of images": (["--config.data.flip=0.5"], "config.data.flip: no such field"),
     "sampling for GCN": (["--config.data.fanout=(3,2)"], "gcn needs all of a node's neighbours"),
     "no such file": (["--config.data.name=pubmed"], "pubmed.npz: no such file"),
+    "steps in a loop": (["--config.train.dispatch=scan"], "dispatch='scan': not for graphs"),
     "parts of a graph": (["--config.train.accumulate=2"], "accumulate=2: not for graphs"),
 }
 

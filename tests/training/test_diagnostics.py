@@ -73,6 +73,14 @@ def test_a_scale_moves_the_sizes_and_neither_ratio_nor_probe(data):
         assert large == pytest.approx(factor * small, rel=1e-5), figure
 
 
+def test_responses_that_are_close_to_each_other_and_far_from_zero_tell_their_class(data):
+    labels = data[2]
+    direction = np.random.default_rng(1).standard_normal((K, D))
+    x = {"blocks_0": {"response": (1000 + 0.01 * direction[labels]).astype(np.float32)}}
+    _, centroids = arr.update(arr.init(x, K), x, labels, momentum=1.0)
+    assert figures((centroids, x, labels), N)["responses/blocks_0/probe"] == 1
+
+
 def test_equal_responses_have_no_spread_and_no_nan(data):
     centroids, responses, labels = data
     same = jax.tree.map(np.ones_like, responses)

@@ -112,7 +112,7 @@ def test_a_stream_cannot_be_scanned(config):
     with pytest.raises(
         UserError, match=r"config.train.dispatch='scan': the data set is not in device memory"
     ):
-        experiment.load(c).dispatch()
+        experiment.load(c)
 
 
 def test_a_stream_goes_on_where_a_run_was_stopped(streamed):

@@ -9,6 +9,7 @@ from golden_files import FOLDER
 from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
+from dnrt_jax.runtime.errors import DataError
 from dnrt_jax.training import metrics
 
 
@@ -36,6 +37,25 @@ def test_values_are_scikit_learns():
 def test_masked_rows_do_not_count():
     mask = np.array([True, False, True])
     np.testing.assert_array_equal(counts([0, 1, 1], [0, 0, 0], 2, mask), [[1, 0], [1, 0]])
+
+
+def test_labels_of_one_byte_are_counted_as_any():
+    labels = np.arange(100, dtype=np.uint8)
+    np.testing.assert_array_equal(counts(labels, labels, 100), np.eye(100))
+
+
+def test_a_label_that_is_no_class_is_answered():
+    sums = {"confusion": np.eye(3), "count": 4, "non_finite": 0}
+    with pytest.raises(DataError, match="the labels of 1 nodes are not classes, 0 to 2"):
+        metrics.summary(sums, "nodes")
+
+
+def test_saturated_logits_keep_their_order():
+    margins, labels = np.array([50.0, 60, 70, 80]), np.array([0, 0, 1, 1])
+    for classes in (2, 3):
+        logits = np.full((4, classes), -100.0)
+        logits[:, 0], logits[:, 1] = -margins / 2, margins / 2
+        assert metrics.macro_roc_auc(logits, labels) == 1
 
 
 @pytest.mark.parametrize("values", [1000, 7, 1])  # few values: many ties
