@@ -27,7 +27,7 @@ def read(config: Config, split: str) -> Images:
     if data.loader != "memory":
         source = datasets.find(data.name, folder, split)
         large = source is not None and is_large(source, data.image_size)
-        if source is None and data.loader == "stream":
+        if source is None and data.loader == "stream" and data.name in datasets.names():
             raise ConfigError(
                 f"config.data.loader='stream': {data.name} is neither a folder nor prepared"
             )

@@ -160,6 +160,7 @@ def test_mixing_and_smoothing_train_with_soft_labels(config, in_memory):
     [
         ({"data__loader": "stream", "data__imbalance": 10}, "only for data in memory"),
         ({"data__loader": "stream", "data__name": "digits"}, "neither a folder nor prepared"),
+        ({"data__loader": "stream", "data__name": "no_set"}, "nothing found"),
         ({"train__batch_size": 24}, "only 21 training samples"),
         ({"train__batch_size": 9}, "does not divide over 8 devices; try 8"),
     ],
