@@ -142,8 +142,8 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     labels = jnp.where(labels < 0, num_classes, labels)  # a negative index would wrap around
 
     order = jnp.arange(n)
-    same = (labels[:, None] == labels) & mask[:, None] & mask
-    before = same & (order[:, None] > order)
+    same = (labels[:, None] == labels[None]) & mask[:, None] & mask[None]
+    before = same & (order[:, None] > order[None])
     rank = before.sum(1)  # number of earlier samples of the same class in the batch
     # An invalid label looks up a NaN mean.
     seen = _look_up(count > 0, labels) | (labels >= num_classes)
@@ -153,8 +153,9 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     enter = jnp.where(first, 1, jnp.asarray(momentum, dtype))
 
     # previous_i = old_i mu_(y_i) + sum_j weights_ij x_j: the mean before sample i is added
-    weights = jnp.where(before, enter * keep ** jnp.maximum(rank[:, None] - 1 - rank, 0), 0)
-    old = jnp.where(seen, keep**rank, 0)
+    between = jnp.maximum(rank[:, None] - 1 - rank[None], 0).astype(dtype)
+    weights = jnp.where(before, enter[None] * keep**between, 0)
+    old = jnp.where(seen, keep ** rank.astype(dtype), 0)
     mixed = jnp.matmul(weights.astype(joined.dtype), joined, precision=HIGHEST)
 
     def layer(mu, x, mixed):
@@ -181,7 +182,8 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
     n = reduce(_sizes(labels, mask, num_classes))
     dtype = jnp.result_type(*xs)
-    enter = jnp.where(count > 0, 1 - jnp.asarray(1 - momentum, dtype) ** n, n > 0)
+    kept = jnp.asarray(1 - momentum, dtype) ** n.astype(dtype)
+    enter = jnp.where(count > 0, 1 - kept, (n > 0).astype(dtype))
     own = _look_up((count == 0) & ((n <= 1) | (target == "previous")), labels)
 
     def layer(mu, x, total):
@@ -199,9 +201,13 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
 # A TPU looks up and adds single numbers one by one, so there all are compared with all.
 
 
+def _compare(labels, num_classes):
+    return labels[:, None] == jnp.arange(num_classes)[None]
+
+
 def _look_up(values, labels):
     """values[labels], of values bool[K]; False for a label of K or more."""
-    compared = lambda values, labels: ((labels[:, None] == jnp.arange(len(values))) & values).any(1)
+    compared = lambda values, labels: (_compare(labels, len(values)) & values[None]).any(1)
     indexed = lambda values, labels: values.at[labels].get(mode="fill", fill_value=False)
     return jax.lax.platform_dependent(values, labels, tpu=compared, default=indexed)
 
@@ -210,8 +216,7 @@ def _sizes(labels, mask, num_classes):
     """Number of samples of each class: i32[K]."""
 
     def compared(labels, mask):
-        found = labels[:, None] == jnp.arange(num_classes)
-        return (found & mask[:, None]).sum(0, dtype=jnp.int32)
+        return (_compare(labels, num_classes) & mask[:, None]).sum(0, dtype=jnp.int32)
 
     added = lambda labels, mask: jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
     return jax.lax.platform_dependent(labels, mask, tpu=compared, default=added)
@@ -322,8 +327,8 @@ def loss(
     sign = jax.lax.optimization_barrier(jax.lax.stop_gradient(jnp.sign(distance)))
     distance = sign * distance
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
-    total = reduce((distance * weights.astype(distance.dtype)).sum())
-    return total / (parts * jnp.maximum(reduce(rows.sum()), 1))
+    total = reduce((distance * weights.astype(distance.dtype)[None]).sum())
+    return total / (parts * jnp.maximum(reduce(rows.sum()), 1)).astype(total.dtype)
 
 
 def _dtype(x):

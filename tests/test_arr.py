@@ -519,6 +519,18 @@ class TestNormalize:
             np.testing.assert_allclose(scale * scaled_grad, grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_is_left_to_implicit_broadcasting_or_promotion(rule):
+    @jax.jit
+    def step(centroids, x, labels):
+        targets, _ = arr.update(centroids, x, labels, momentum=M, rule=rule)
+        looked_up = arr.lookup(centroids, x, labels, target="global")
+        return arr.loss(x, targets) + arr.loss(x, looked_up)
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert step(START, X, LABELS) == 0
+
+
 def test_averages_by_layer_and_by_width():
     responses = {"a": jnp.full((2, 4), 1.0), "b": jnp.full((2, 4), 3.0), "c": jnp.full((2, 2), 8.0)}
     targets = jax.tree.map(jnp.zeros_like, responses)
