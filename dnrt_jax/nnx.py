@@ -77,7 +77,8 @@ class Response(nnx.Variable):
 def record(module: nnx.Module, response: Array, name: str = "response") -> None:
     """Stores an aggregated response [B, D], for ARR, as the attribute `name` of `module`.
 
-    Several responses of one module need different names.
+    Several responses of one module need different names: with the same name, the last one replaces
+    the others.
 
     Raises:
       TypeError: for a module of Flax Linen.
@@ -92,5 +93,9 @@ def record(module: nnx.Module, response: Array, name: str = "response") -> None:
 
 
 def responses(model: nnx.Module) -> dict[Any, Any]:
-    """Pops the responses of the last forward pass from `model`, as a tree of [B, D] arrays."""
+    """Pops the responses of the last forward pass from `model`, as a tree of [B, D] arrays.
+
+    The keys of an `nnx.List` are integers, which a file may give back as strings unless its reader
+    is given a target, as `arr.init(responses(model), num_classes)` for centroids.
+    """
     return nnx.to_pure_dict(nnx.pop(model, Response))

@@ -10,7 +10,7 @@ def record(module: nn.Module, response: Array, name: str = "response") -> None:
     Call it inside a module's `@nn.compact` method. `model.apply(..., mutable=["responses"])`
     returns the responses as a tree of [B, D] arrays, by module and `name`; without `mutable` the
     call does nothing. Several responses of one module need different names: with the same name,
-    the last one replaces the others.
+    the last one replaces the others, as does the last call of a module that is called repeatedly.
 
     Raises:
       TypeError: for a module that is not one of Flax Linen.
