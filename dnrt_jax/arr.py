@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 Tree = Any  # a pytree of arrays
@@ -103,14 +102,14 @@ def update(
       The targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
 
     Raises:
-      ValueError: for an unknown rule or target, "permuted" with one class only, a concrete
-        momentum outside 0..1, no response, one that is not [B, D], labels that are no integers
-        [B], a mask that is not bool[B], or centroids of another tree, width or number of classes.
+      ValueError: for an unknown rule or target, "permuted" with one class only, a momentum outside
+        0..1 (unless it is a jax.Array), no response, one that is not [B, D], labels that are no
+        integers [B], a mask that is not bool[B], or centroids that do not fit the responses.
     """
     rules = {"sequential": _sequential, "centroid": _centroid}
     if rule not in rules:
         raise ValueError(f"arr rule={rule!r}: choose 'sequential' or 'centroid'")
-    if isinstance(momentum, int | float | np.generic | np.ndarray) and not 0 <= momentum <= 1:
+    if not isinstance(momentum, Array) and not 0 <= momentum <= 1:
         raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
     centroids, labels = _check(centroids, responses, labels, target)
     mask = _mask(mask, len(labels))
@@ -374,7 +373,7 @@ def _check_tree(name, tree, responses, rows):
 
 def _index(labels, batch):
     """The labels as i32[B]: K, which stands for a bad label, may be too large for their dtype."""
-    labels = labels if isinstance(labels, Array) else np.asarray(labels)
+    labels = labels if hasattr(labels, "dtype") else jnp.asarray(labels)
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         given = f"{labels.dtype}{list(labels.shape)}"
         raise ValueError(f"arr: labels are integers [{batch}], one a response, not {given}")

@@ -246,7 +246,7 @@ def test_a_mask_that_is_not_one_bool_a_sample_is_refused(rule, mask):
         (LABELS[:, None], r"int64\[4, 1\]"),
         (LABELS[:3], r"int64\[3\]"),
         (jnp.ones(4), r"float32\[4\]"),
-        (2, r"int64\[\]"),
+        (2, r"int32\[\]"),
     ],
 )
 def test_labels_that_are_not_one_integer_a_sample_are_refused(labels, given):
