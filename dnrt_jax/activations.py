@@ -69,6 +69,8 @@ def names() -> list[str]:
 
 def check(name: str) -> None:
     """Raises ModelError, with the most similar name, unless `name` is an activation."""
+    if not isinstance(name, str):
+        raise ModelError(f"act={name!r}: give an activation by name, as act='gelu'")
     if name not in names():
         raise ModelError(f"unknown activation {name!r}{did_you_mean(name, names())}")
 

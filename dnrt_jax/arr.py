@@ -48,9 +48,9 @@ def init(responses: Tree, num_classes: int) -> Centroids:
     """Initial centroids for `responses`, a tree of [B, D_j] arrays or jax.ShapeDtypeStruct.
 
     Raises:
-      ValueError: for a response that is not [B, D].
+      ValueError: for a response that is not [B, D], or when none was recorded.
     """
-    _check_responses(responses)
+    _batch_size(responses)
     mean = jax.tree.map(lambda x: jnp.zeros((num_classes, x.shape[-1]), _dtype(x)), responses)
     return Centroids(mean, jnp.zeros(num_classes, jnp.int32))
 
@@ -102,18 +102,17 @@ def update(
       The targets, a tree of f32[B, D_j], and the new centroids, equal on all devices.
 
     Raises:
-      ValueError: for an unknown rule or target, "permuted" with one class only, a concrete
-        momentum outside 0..1, labels that are no integers, or a response that is not [B, D].
+      ValueError: for an unknown rule or target, "permuted" with one class only, a momentum outside
+        0..1 (unless it is a jax.Array), no response, one that is not [B, D], labels that are no
+        integers [B], a mask that is not bool[B], or centroids that do not fit the responses.
     """
     rules = {"sequential": _sequential, "centroid": _centroid}
     if rule not in rules:
         raise ValueError(f"arr rule={rule!r}: choose 'sequential' or 'centroid'")
-    _check_target(target, centroids.count.shape[0])
-    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
+    if not isinstance(momentum, Array) and not 0 <= momentum <= 1:
         raise ValueError(f"arr momentum={momentum}: must be between 0 and 1")
-    _check_responses(responses)
-    labels = _index(labels)
-    mask = jnp.ones(labels.shape, bool) if mask is None else mask
+    centroids, labels = _check(centroids, responses, labels, target)
+    mask = _mask(mask, len(labels))
     # Masked rows are set to 0, as they may hold NaN and 0 * NaN is NaN.
     clean = lambda x: jnp.where(mask[:, None], jax.lax.stop_gradient(x).astype(_dtype(x)), 0)
     responses = jax.tree.map(clean, responses)
@@ -142,8 +141,8 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     labels = jnp.where(labels < 0, num_classes, labels)  # a negative index would wrap around
 
     order = jnp.arange(n)
-    same = (labels[:, None] == labels) & mask[:, None] & mask
-    before = same & (order[:, None] > order)
+    same = (labels[:, None] == labels[None]) & mask[:, None] & mask[None]
+    before = same & (order[:, None] > order[None])
     rank = before.sum(1)  # number of earlier samples of the same class in the batch
     # An invalid label looks up a NaN mean.
     seen = _look_up(count > 0, labels) | (labels >= num_classes)
@@ -153,8 +152,9 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     enter = jnp.where(first, 1, jnp.asarray(momentum, dtype))
 
     # previous_i = old_i mu_(y_i) + sum_j weights_ij x_j: the mean before sample i is added
-    weights = jnp.where(before, enter * keep ** jnp.maximum(rank[:, None] - 1 - rank, 0), 0)
-    old = jnp.where(seen, keep**rank, 0)
+    between = jnp.maximum(rank[:, None] - 1 - rank[None], 0).astype(dtype)
+    weights = jnp.where(before, enter[None] * keep**between, 0)
+    old = jnp.where(seen, keep ** rank.astype(dtype), 0)
     mixed = jnp.matmul(weights.astype(joined.dtype), joined, precision=HIGHEST)
 
     def layer(mu, x, mixed):
@@ -169,7 +169,7 @@ def _sequential(means, count, xs, labels, momentum, target, mask, axis_name):
     classes, rows = jax.lax.sort_key_val(jnp.where(last, labels, num_classes), order)
     classes, rows = (x[: min(n, num_classes)] for x in (classes, rows))
     moved = zip(means, _part(_join(updated)[rows], xs), strict=True)
-    means = [mu.at[classes].set(new, mode="drop") for mu, new in moved]
+    means = [mu.at[classes].set(new.astype(mu.dtype), mode="drop") for mu, new in moved]
     targets = updated if target == "updated" else previous
     targets = [jax.lax.dynamic_slice_in_dim(x, start, size) for x in targets]
     return targets, means, count + _sizes(labels, mask, num_classes)
@@ -181,7 +181,8 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
     n = reduce(_sizes(labels, mask, num_classes))
     dtype = jnp.result_type(*xs)
-    enter = jnp.where(count > 0, 1 - jnp.asarray(1 - momentum, dtype) ** n, n > 0)
+    kept = jnp.asarray(1 - momentum, dtype) ** n.astype(dtype)
+    enter = jnp.where(count > 0, 1 - kept, (n > 0).astype(dtype))
     own = _look_up((count == 0) & ((n <= 1) | (target == "previous")), labels)
 
     def layer(mu, x, total):
@@ -189,7 +190,7 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
         updated = mu + enter.astype(x.dtype)[:, None] * (average - mu)
         rows = updated if target == "updated" else mu
         targets = rows.at[labels].get(mode="fill", fill_value=jnp.nan)
-        return jnp.where(own[:, None], x, targets), updated
+        return jnp.where(own[:, None], x, targets), updated.astype(mu.dtype)
 
     sums = _part(reduce(jax.ops.segment_sum(_join(xs), labels, num_classes)), xs)
     targets, means = zip(*map(layer, means, xs, sums), strict=True)
@@ -199,9 +200,13 @@ def _centroid(means, count, xs, labels, momentum, target, mask, axis_name):
 # A TPU looks up and adds single numbers one by one, so there all are compared with all.
 
 
+def _compare(labels, num_classes):
+    return labels[:, None] == jnp.arange(num_classes)[None]
+
+
 def _look_up(values, labels):
     """values[labels], of values bool[K]; False for a label of K or more."""
-    compared = lambda values, labels: ((labels[:, None] == jnp.arange(len(values))) & values).any(1)
+    compared = lambda values, labels: (_compare(labels, len(values)) & values[None]).any(1)
     indexed = lambda values, labels: values.at[labels].get(mode="fill", fill_value=False)
     return jax.lax.platform_dependent(values, labels, tpu=compared, default=indexed)
 
@@ -210,8 +215,7 @@ def _sizes(labels, mask, num_classes):
     """Number of samples of each class: i32[K]."""
 
     def compared(labels, mask):
-        found = labels[:, None] == jnp.arange(num_classes)
-        return (found & mask[:, None]).sum(0, dtype=jnp.int32)
+        return (_compare(labels, num_classes) & mask[:, None]).sum(0, dtype=jnp.int32)
 
     added = lambda labels, mask: jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
     return jax.lax.platform_dependent(labels, mask, tpu=compared, default=added)
@@ -239,10 +243,8 @@ def lookup(
     Args, result and errors as for `update`. "updated" and "previous" are both the sample's class
     mean here, and a sample of a class that was never seen is its own target.
     """
-    mean, count = centroids
-    _check_target(target, num_classes := count.shape[0])
-    _check_responses(responses)
-    labels = _index(labels)
+    (mean, count), labels = _check(centroids, responses, labels, target)
+    num_classes = count.shape[0]
     known = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(known, labels, num_classes)
     if target == "permuted":
@@ -301,13 +303,14 @@ def loss(
       axis_name: as for `update`; the result is then the mean over the global batch.
 
     Raises:
-      ValueError: for an unknown average, or when no response was recorded.
+      ValueError: for an unknown average, no response, one that is not [B, D], a mask that is not
+        bool[B], or targets of another tree or shape than the responses.
     """
-    leaves, treedef = jax.tree.flatten(responses)
-    if not leaves:
-        raise ValueError("arr.loss: no responses; does the model record any?")
+    batch = _batch_size(responses)
+    _check_tree("targets", targets, responses, batch)
     if average not in ("layer", "width"):
         raise ValueError(f"arr average={average!r}: choose 'layer' or 'width'")
+    leaves, treedef = jax.tree.flatten(responses)
     widths = [x.shape[-1] for x in leaves]
     layers = Counter(widths)
     # The weight of each column of all layers side by side.
@@ -315,7 +318,7 @@ def loss(
     weights = jnp.concatenate([jnp.full(d, 1 / (alike[d] * d)) for d in widths])
     parts = len(layers) if average == "width" else len(widths)
 
-    rows = jnp.ones(leaves[0].shape[0], bool) if mask is None else mask
+    rows = _mask(mask, batch)
     targets = jax.lax.stop_gradient(treedef.flatten_up_to(targets))
     distance = _join([x.astype(_dtype(x)) - mu for x, mu in zip(leaves, targets, strict=True)])
     distance = jnp.where(rows[:, None], distance, 0)
@@ -323,8 +326,8 @@ def loss(
     sign = jax.lax.optimization_barrier(jax.lax.stop_gradient(jnp.sign(distance)))
     distance = sign * distance
     reduce = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
-    total = reduce((distance * weights.astype(distance.dtype)).sum())
-    return total / (parts * jnp.maximum(reduce(rows.sum()), 1))
+    total = reduce((distance * weights.astype(distance.dtype)[None]).sum())
+    return total / (parts * jnp.maximum(reduce(rows.sum()), 1)).astype(total.dtype)
 
 
 def _dtype(x):
@@ -332,25 +335,56 @@ def _dtype(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _index(labels):
-    """The labels as i32[B]: K, which stands for a bad label, may be too large for their dtype."""
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"arr: labels are integers, not {labels.dtype}")
-    return labels.astype(jnp.int32)
-
-
-def _check_responses(responses):
-    for x in jax.tree.leaves(responses):
-        if len(x.shape) != 2:
-            raise ValueError(
-                f"arr: a response is [B, D], not {list(x.shape)}; give those of a scan, [L, B, D], "
-                "as a list of layers"
-            )
-
-
-def _check_target(target, num_classes):
+def _check(centroids, responses, labels, target):
+    """The centroids as JAX arrays and the labels as i32[B], if they fit together."""
+    centroids = jax.tree.map(jnp.asarray, centroids)  # NumPy arrays, if they come from a file
+    num_classes, batch = centroids.count.shape[0], _batch_size(responses)
+    _check_tree("centroids", centroids.mean, responses, num_classes)
     if target not in get_args(Target):
         raise ValueError(f"arr target={target!r}: choose one of {', '.join(get_args(Target))}")
     if target == "permuted" and num_classes < 2:
         raise ValueError("arr target='permuted': one class has no other class to look at")
+    return centroids, _index(labels, batch)
+
+
+def _batch_size(responses):
+    leaves = jax.tree.leaves(responses)
+    if not leaves:
+        raise ValueError("arr: no responses; does the model record any?")
+    for x in leaves:
+        if len(x.shape) != 2:
+            raise ValueError(
+                f"arr: a response is [B, D], not {list(x.shape)}; average a feature map over its "
+                "pixels, give the responses of a scan, [L, B, D], as a list of layers"
+            )
+        if x.shape[0] != leaves[0].shape[0]:
+            raise ValueError(f"arr: responses of {leaves[0].shape[0]} and {x.shape[0]} samples")
+    return leaves[0].shape[0]
+
+
+def _check_tree(name, tree, responses, rows):
+    found, wanted = jax.tree.structure(tree), jax.tree.structure(responses)
+    if found != wanted:
+        raise ValueError(f"arr: {name} have the tree {found}, responses have {wanted}")
+    for x, response in zip(jax.tree.leaves(tree), jax.tree.leaves(responses), strict=True):
+        if x.shape != (rows, response.shape[1]):
+            raise ValueError(f"arr: {name} are {list(x.shape)}, responses {list(response.shape)}")
+
+
+def _index(labels, batch):
+    """The labels as i32[B]: K, which stands for a bad label, may be too large for their dtype."""
+    labels = labels if hasattr(labels, "dtype") else jnp.asarray(labels)
+    if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        given = f"{labels.dtype}{list(labels.shape)}"
+        raise ValueError(f"arr: labels are integers [{batch}], one a response, not {given}")
+    if labels.dtype.itemsize > 4:  # 2**32 would become class 0
+        low, high = jnp.iinfo(labels.dtype).min, jnp.iinfo(jnp.int32).max
+        labels = labels.clip(max(low, -1), high)
+    return jnp.asarray(labels, jnp.int32)
+
+
+def _mask(mask, batch):
+    mask = jnp.ones(batch, bool) if mask is None else jnp.asarray(mask)
+    if mask.shape != (batch,) or mask.dtype != bool:
+        raise ValueError(f"arr: mask is bool[{batch}], not {mask.dtype}{list(mask.shape)}")
+    return mask

@@ -46,11 +46,11 @@ class RAA(nnx.Module):
     """RAA over the last axis, of width `features`; parameters `w` and `b`, zero at the start.
 
     Args:
-      base, shift: as for `dnrt_jax.RAA`. With shift="scalar" `w` is None.
+      base, shift, param_dtype: as for `dnrt_jax.RAA`. With shift="scalar" `w` is None.
       rngs: unused, for the signature of NNX layers.
 
     Raises:
-      ValueError: for an unknown `base` or `shift`.
+      ValueError: for an unknown `base` or `shift`, or an input of another width than `features`.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class RAA(nnx.Module):
         *,
         base: Literal["gelu", "relu"] = "gelu",
         shift: Literal["vector", "scalar", "element"] = "vector",
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
         self.activate, w_shape, b_shape = variant(base, shift, features)
-        self.w = None if w_shape is None else nnx.Param(jnp.zeros(w_shape))
-        self.b = nnx.Param(jnp.zeros(b_shape))
+        self.w = None if w_shape is None else nnx.Param(jnp.zeros(w_shape, param_dtype))
+        self.b = nnx.Param(jnp.zeros(b_shape, param_dtype))
 
     def __call__(self, x: Array) -> Array:
         return self.activate(x, None if self.w is None else self.w[...], self.b[...])
@@ -76,11 +77,15 @@ class Response(nnx.Variable):
 def record(module: nnx.Module, response: Array, name: str = "response") -> None:
     """Stores an aggregated response [B, D], for ARR, as the attribute `name` of `module`.
 
-    Several responses of one module need different names.
+    Several responses of one module need different names: with the same name, the last one replaces
+    the others.
 
     Raises:
+      TypeError: for a module of Flax Linen.
       ValueError: if `module` has another attribute of that name.
     """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"record: {type(module).__name__} is no nnx.Module; take dnrt_jax.record")
     if not isinstance(getattr(module, name, None), Response | None):
         raise ValueError(f"record: {type(module).__name__}.{name} exists; give another name")
     # Not `sow`, which warns outside `nnx.capture`, a function that older versions of Flax lack.
@@ -88,5 +93,9 @@ def record(module: nnx.Module, response: Array, name: str = "response") -> None:
 
 
 def responses(model: nnx.Module) -> dict[Any, Any]:
-    """Pops the responses of the last forward pass from `model`, as a tree of [B, D] arrays."""
+    """Pops the responses of the last forward pass from `model`, as a tree of [B, D] arrays.
+
+    The keys of an `nnx.List` are integers, which a file may give back as strings unless its reader
+    is given a target, as `arr.init(responses(model), num_classes)` for centroids.
+    """
     return nnx.to_pure_dict(nnx.pop(model, Response))

@@ -9,7 +9,7 @@ the output as well.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -27,17 +27,20 @@ def raa(x: Array, w: Array | None, b: Array | float) -> Array:
       b: [], or [D] with an element-wise `w`.
 
     Returns:
-      [..., D], with the dtype of `x`.
+      [..., D], with the dtype of `x`; float32 for integers.
+
+    Raises:
+      ValueError: for a `w` of another width than `x`.
     """
     y = promote(x)
     z = y + _shift(y, w, b)
-    return (y * normal_cdf(z)).astype(x.dtype)
+    return _as(x, y * normal_cdf(z))
 
 
 def raa_relu(x: Array, w: Array | None, b: Array | float) -> Array:
-    """ReLU form, max(0, x + f(x)). Arguments and result as for `raa`."""
+    """ReLU form, max(0, x + f(x)). Arguments, result and errors as for `raa`."""
     y = promote(x)
-    return nn.relu(y + _shift(y, w, b)).astype(x.dtype)
+    return _as(x, nn.relu(y + _shift(y, w, b)))
 
 
 @jax.custom_jvp
@@ -59,10 +62,16 @@ def promote(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _as(x: Array, y: Array) -> Array:
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
+
+
 def _shift(x: Array, w: Array | None, b: Array | float) -> Array:
     b = jnp.asarray(b, x.dtype)
     if w is None:
         return b
+    if w.shape[:1] != x.shape[-1:]:
+        raise ValueError(f"RAA: w is {list(w.shape)}, x is {list(x.shape)}: give x of that width")
     w = w.astype(x.dtype)
     # As a 2-D matrix product: on XLA:CPU a sum over the last axis takes three times as long.
     rows = jnp.matmul(x.reshape(-1, x.shape[-1]), w, precision=jax.lax.Precision.HIGHEST)
@@ -90,6 +99,7 @@ class RAA(nn.Module):
     Attributes:
       base: "gelu" for `raa`, "relu" for `raa_relu`.
       shift: "vector" (the paper's: w[D], b[]), "scalar" (only b[]), or "element" (w[D, D], b[D]).
+      param_dtype: of `w` and `b`.
 
     Raises:
       ValueError: for an unknown `base` or `shift`.
@@ -97,13 +107,14 @@ class RAA(nn.Module):
 
     base: Literal["gelu", "relu"] = "gelu"
     shift: Literal["vector", "scalar", "element"] = "vector"
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         activate, w_shape, b_shape = variant(self.base, self.shift, x.shape[-1])
         zeros = nn.initializers.zeros
-        w = None if w_shape is None else self.param("w", zeros, w_shape)
-        b = self.param("b", zeros, b_shape)
+        w = None if w_shape is None else self.param("w", zeros, w_shape, self.param_dtype)
+        b = self.param("b", zeros, b_shape, self.param_dtype)
         if self.is_mutable_collection("intermediates"):  # for reports
             self.sow("intermediates", "shift", _shift(promote(x), w, b))
         return activate(x, w, b)

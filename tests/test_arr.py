@@ -1,3 +1,4 @@
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,12 +209,133 @@ def test_labels_of_any_integer_dtype_are_those_of_int32(rule, dtype, num_classes
     np.testing.assert_array_equal(found, arr.lookup(ours[1], x, labels.astype("int32")))
 
 
-def test_labels_that_are_no_integers_and_stacked_layers_are_named():
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "uint32"])
+def test_a_label_too_large_for_int32_is_no_class(rule, dtype):
     x = jnp.ones((2, 3))
-    with pytest.raises(ValueError, match="labels are integers, not float32"):
-        arr.update(arr.init(x, 4), x, jnp.ones(2), momentum=M)
-    with pytest.raises(ValueError, match=r"is \[B, D\], not \[5, 2, 3\]"):
-        arr.init(jnp.ones((5, 2, 3)), 4)
+    labels = np.array([min(2**32, np.iinfo(dtype).max), 0], dtype)
+    for x64 in (False, True):  # without it JAX would cast the labels before arr sees them
+        with jax.enable_x64(x64):
+            start = arr.init(x, 2)
+            targets, after = arr.update(start, x, labels, momentum=M, rule=rule)
+            looked_up = arr.lookup(start, x, jnp.asarray(labels) if x64 else labels)
+            assert after.count.tolist() == [1, 0]
+            assert jnp.isnan(looked_up[0]).all()
+            assert jnp.isnan(targets[0]).all()
+
+
+X, LABELS = np.ones((4, 3), np.float32), np.arange(4)
+START = arr.init(X, 5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "mask",
+    [np.ones((4, 1), bool), np.ones((1, 4), bool), np.ones(3, bool), np.full(4, 0.5), 4 * [2]],
+)
+def test_a_mask_that_is_not_one_bool_a_sample_is_refused(rule, mask):
+    with pytest.raises(ValueError, match=r"mask is bool\[4\], not"):
+        arr.update(START, X, LABELS, momentum=M, rule=rule, mask=mask)
+    with pytest.raises(ValueError, match=r"mask is bool\[4\], not"):
+        arr.loss(X, X, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [
+        (LABELS[:, None], r"int64\[4, 1\]"),
+        (LABELS[:3], r"int64\[3\]"),
+        (jnp.ones(4), r"float32\[4\]"),
+        (2, r"int32\[\]"),
+    ],
+)
+def test_labels_that_are_not_one_integer_a_sample_are_refused(labels, given):
+    for call in (arr.lookup, lambda *args: arr.update(*args, momentum=M)):
+        with pytest.raises(ValueError, match=rf"labels are integers \[4\], .*, not {given}"):
+            call(START, X, labels)
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ({}, "no responses; does the model record any"),
+        (None, "no responses; does the model record any"),
+        (np.ones((5, 2, 3)), r"is \[B, D\], not \[5, 2, 3\].* as a list of layers"),
+        (np.ones((2, 4, 4, 3)), r"is \[B, D\], not \[2, 4, 4, 3\]; average a feature map"),
+        (np.ones(4), r"is \[B, D\], not \[4\]"),
+        ([X, X[:1]], "responses of 4 and 1 samples"),
+    ],
+)
+def test_responses_that_are_no_batch_are_refused_everywhere(responses, message):
+    calls = [
+        lambda: arr.init(responses, 5),
+        lambda: arr.update(START._replace(mean=responses), responses, LABELS, momentum=M),
+        lambda: arr.lookup(START._replace(mean=responses), responses, LABELS),
+        lambda: arr.loss(responses, responses),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ({"a": X}, "centroids have the tree .*, responses have .*'a'"),
+        ([X, X], "centroids have the tree"),
+        (X[:, :1], r"centroids are \[5, 3\], responses \[4, 1\]"),
+        (X[:, :2], r"centroids are \[5, 3\], responses \[4, 2\]"),
+    ],
+)
+def test_centroids_of_other_responses_are_refused(responses, message):
+    for call in (arr.lookup, lambda *args: arr.update(*args, momentum=M)):
+        with pytest.raises(ValueError, match=message):
+            call(START, responses, LABELS)
+
+
+def test_a_tree_of_another_container_is_named_without_its_values():
+    frozen, responses = flax.core.freeze({"a": {"b": X}}), {"a": {"b": X}}
+    with pytest.raises(ValueError, match=r"centroids have the tree .*FrozenDict") as error:
+        arr.lookup(arr.init(frozen, 5), responses, LABELS)
+    assert "\n" not in str(error.value)
+
+
+def test_targets_of_other_responses_and_the_whole_result_of_update_are_refused():
+    for responses in (X, {"a": X}, (X, X)):
+        result = arr.update(arr.init(responses, 5), responses, LABELS, momentum=M)
+        with pytest.raises(ValueError, match=r"targets have the tree .*Centroids"):
+            arr.loss(responses, result)
+    for other in (X[:1], X[:, :1]):
+        with pytest.raises(ValueError, match=r"targets are \[4, 3\], responses"):
+            arr.loss(other, X)
+
+
+def both(call, rule):
+    """What `update` and `lookup` give, as one list of arrays."""
+    return jax.tree.leaves((arr.update(*call, momentum=M, rule=rule), arr.lookup(*call)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_centroids_from_a_file_are_used_as_they_were(batches, rule):
+    responses, labels = batches[0]
+    _, centroids = arr.update(arr.init(responses, K), responses, labels, momentum=M)
+    saved = flax.serialization.to_bytes(centroids)
+    restored = flax.serialization.from_bytes(arr.init(responses, K), saved)
+    assert isinstance(restored.count, np.ndarray)
+    for call in (both, jax.jit(both, static_argnums=1)):
+        after = call((restored, responses, labels), rule)
+        jax.tree.map(
+            np.testing.assert_array_equal, after, call((centroids, responses, labels), rule)
+        )
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.filterwarnings("error")
+def test_means_keep_their_dtype_under_float64_responses(rule):
+    with jax.enable_x64(True):
+        x = jnp.asarray(X, "float64")
+        _, after = arr.update(START, x, LABELS, momentum=M, rule=rule)
+    assert after.mean.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -397,6 +519,18 @@ class TestNormalize:
             np.testing.assert_allclose(scale * scaled_grad, grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_is_left_to_implicit_broadcasting_or_promotion(rule):
+    @jax.jit
+    def step(centroids, x, labels):
+        targets, _ = arr.update(centroids, x, labels, momentum=M, rule=rule)
+        looked_up = arr.lookup(centroids, x, labels, target="global")
+        return arr.loss(x, targets) + arr.loss(x, looked_up)
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert step(START, X, LABELS) == 0
+
+
 def test_averages_by_layer_and_by_width():
     responses = {"a": jnp.full((2, 4), 1.0), "b": jnp.full((2, 4), 3.0), "c": jnp.full((2, 2), 8.0)}
     targets = jax.tree.map(jnp.zeros_like, responses)
@@ -414,7 +548,14 @@ def test_bfloat16_responses_have_float32_centroids_and_loss(batches):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("rule", "mean"), ("target", "next"), ("momentum", 1.5), ("momentum", -0.1)],
+    [
+        ("rule", "mean"),
+        ("target", "next"),
+        ("momentum", 1.5),
+        ("momentum", -0.1),
+        ("momentum", np.float32(1.9)),
+        ("momentum", np.array(1.9)),
+    ],
 )
 def test_bad_options_are_named(batches, option, value):
     responses, labels = batches[0]
@@ -422,11 +563,9 @@ def test_bad_options_are_named(batches, option, value):
         arr.update(arr.init(responses, K), responses, labels, **{"momentum": M, option: value})
 
 
-def test_a_bad_average_and_empty_responses_are_named():
+def test_a_bad_average_is_named():
     with pytest.raises(ValueError, match="average='mean'"):
         arr.loss(jnp.ones((2, 2)), jnp.ones((2, 2)), average="mean")
-    with pytest.raises(ValueError, match="no responses"):
-        arr.loss({}, {})
 
 
 class TestEightDevicesEqualOne:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from runs import ROOT, environment
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,7 +21,7 @@ ELSEWHERE = {
     "pmap": "test_own_model.py",
     "deployed": "test_stablehlo.py",
 }
-HERE = {"nnx", "equinox", "forward mode", "parts", "task", "config", "diff"}
+HERE = {"nnx", "equinox", "saving", "forward mode", "parts", "task", "config", "diff"}
 NOT_RUN = {"needs jax2onnx"}
 
 
@@ -60,6 +61,16 @@ def test_the_examples_of_other_frameworks_train(name):
     names = executed(block(name, "docs/own_model.md"))
     assert names["losses"][-1] < 0.8 * names["losses"][0]
     assert (names["centroids"].count == (jnp.arange(10) < 8) * 20).all()
+
+
+def test_what_the_example_saves_comes_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = executed(block("nnx", "docs/own_model.md").replace("range(20)", "range(2)"))
+    saved = nnx.state(names["net"], nnx.Param), names["centroids"]
+    exec(block("saving", "docs/own_model.md"), names)
+    restored = names["restored"]
+    assert names["centroids"].count.tolist() == 8 * [2] + 2 * [0]
+    jax.tree.map(np.testing.assert_array_equal, (restored["params"], restored["centroids"]), saved)
 
 
 def test_the_example_of_forward_mode_has_it():

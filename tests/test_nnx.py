@@ -80,6 +80,14 @@ def test_a_response_replaces_no_layer():
         face.record(layer, jnp.ones((4, D)), "kernel")
 
 
+def test_record_and_module_are_of_one_framework():
+    layer, x = nnx.Linear(D, D, rngs=nnx.Rngs(0)), jnp.ones((4, D))
+    with pytest.raises(TypeError, match=r"Linear is no flax\.linen\.Module; take dnrt_jax\.nnx\."):
+        dnrt_jax.record(layer, x)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"Dense is no nnx\.Module; take dnrt_jax\.record"):
+        face.record(nn.Dense(D), x)  # pyright: ignore
+
+
 def test_the_example_of_the_docstring_trains_with_arr():
     doc = inspect.getdoc(face) or ""
     code = textwrap.dedent(doc.split("\n\n", 1)[1])

@@ -1,13 +1,16 @@
 import inspect
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from golden_files import assert_close, below, load
 
 import dnrt_jax
 from dnrt_jax import RAA, raa, raa_relu
+from dnrt_jax import nnx as face
 
 GOLDEN = load("raa")
 FORMS = sorted({name.split("/")[0] for name in GOLDEN})
@@ -66,6 +69,33 @@ def test_bfloat16_is_the_float32_result_rounded(x):
         assert y.dtype == jnp.bfloat16
         exact = activate(x.astype(jnp.float32), w, 0.3)
         np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("layer", [RAA(), RAA("relu"), face.RAA(4), face.RAA(4, base="relu")])
+def test_integers_are_activated_as_float32(layer):
+    if isinstance(layer, nn.Module):
+        layer = layer.bind({"params": {"w": jnp.zeros(4), "b": jnp.zeros(())}})
+    whole = jnp.array([[-2, -1, 1, 2]])
+    y = layer(whole)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, layer(whole.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("activate", [raa, raa_relu, lambda x, w, b: face.RAA(len(w))(x)])
+@pytest.mark.parametrize("w", [jnp.zeros(5), jnp.zeros((5, 5))])
+def test_a_width_that_is_not_that_of_w_is_named(x, activate, w):
+    with pytest.raises(ValueError, match=r"RAA: w is \[5.*\], x is \[4, 6\]"):
+        activate(x, w, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_parameters_have_their_own_dtype_whatever_the_default(x, dtype):
+    options = {} if dtype == jnp.float32 else {"param_dtype": dtype}
+    with jax.enable_x64(True):
+        linen = RAA(**options).init(jax.random.key(0), x)["params"]
+        of_nnx = nnx.to_pure_dict(nnx.state(face.RAA(6, **options), nnx.Param))
+    for params in (linen, of_nnx):
+        assert {p.dtype for p in params.values()} == {jnp.dtype(dtype)}
 
 
 def test_leading_dimensions_are_a_batch(x):

@@ -97,15 +97,20 @@ def _import(name: str) -> Constructor:
         ) from None
     constructor = getattr(file, attribute, None)
     if constructor is None:
-        raise ModelError(
-            f"model {name!r}: unknown {attribute!r}{did_you_mean(attribute, dir(file))}"
-        )
+        known = [other for other, value in vars(file).items() if _is_linen(value)]
+        hint = did_you_mean(attribute, known) if known else ""
+        raise ModelError(f"model {name!r}: unknown {attribute!r}{hint}")
     module = _module(constructor)
-    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+    if not _is_linen(constructor):
         raise ModelError(f"model {name!r}: {attribute} is no flax.linen.Module")
     if not {"num_classes", "act"} <= {field.name for field in dataclasses.fields(module)}:
         raise ModelError(f"model {name!r}: {attribute} needs the fields num_classes and act")
     return constructor
+
+
+def _is_linen(constructor: Any) -> bool:
+    module = _module(constructor)
+    return isinstance(module, type) and issubclass(module, nn.Module)
 
 
 def _module(constructor: Constructor) -> Any:

@@ -53,8 +53,9 @@ class NonFiniteError(UserError, RuntimeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'NAME'?" if a known name is similar, else "; known: ..."."""
+    """ "; did you mean 'NAME'?" if a known name is similar in any case, else "; known: ..."."""
     known = sorted(known)
-    if near := difflib.get_close_matches(name, known, 1):
-        return f"; did you mean {near[0]!r}?"
+    lower = {other.lower(): other for other in known}
+    if near := difflib.get_close_matches(name.lower(), lower, 1):
+        return f"; did you mean {lower[near[0]]!r}?"
     return f"; known: {', '.join(known)}"

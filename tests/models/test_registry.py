@@ -65,6 +65,8 @@ def test_a_model_from_elsewhere_is_named_by_its_module_and_class():
         ),
         ("qqq", {}, "unknown model 'qqq'; known: alexnet, "),
         ("mlp", {"act": "geluu"}, "unknown activation 'geluu'; did you mean 'gelu'"),
+        ("mlp", {"act": "GELU"}, "unknown activation 'GELU'; did you mean 'gelu'"),
+        ("mlp", {"act": nn.gelu}, ": give an activation by name, as act='gelu'"),
         ("mlp", {"dept": 3}, "unknown keyword of model mlp: 'dept'; did you mean 'depth'"),
         (
             "vit_tiny_patch4_32",
@@ -75,6 +77,7 @@ def test_a_model_from_elsewhere_is_named_by_its_module_and_class():
         ("no_such_package.vit:ViT", {}, "no module 'no_such_package'"),
         ("dnrt_jax.models.vitt:ViT", {}, "no module 'dnrt_jax.models.vitt'"),
         ("dnrt_jax.models.vit:Vit", {}, "unknown 'Vit'; did you mean 'ViT'"),
+        (f"{__name__}:QQQ", {}, "unknown 'QQQ'; known: Linear, NO_ACTIVATION"),
         ("dnrt_jax.models.vit:", {}, "write it as package.module:Class"),
         (":ViT", {}, "write it as package.module:Class"),
         (f"{__name__}:NO_MODEL", {}, "NO_MODEL is no flax.linen.Module"),

@@ -2,6 +2,9 @@
 trains, is killed, resumes and is evaluated by the ordinary programs."""
 
 import json
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +14,11 @@ from pathlib import Path
 import pytest
 from runs import ROOT, assert_same_run, environment
 
+from dnrt_jax.main import main
+
 FOLDER = Path(__file__).parent / "third"
 FLAGS = ["train.steps=44", "train.batch_size=64", "train.log_steps=4", "train.eval_steps=10"]
-FLAGS += ["train.checkpoint_steps=5", "optim.lr=0.02", "arr.weight=1"]
+FLAGS += ["train.checkpoint_steps=5"]
 FLAGS = [f"--config.{flag}" for flag in FLAGS]
 
 
@@ -39,17 +44,28 @@ def test_it_is_at_most_sixty_lines():
     assert len((FOLDER / "signals.py").read_text().splitlines()) <= 60
 
 
+def test_the_command_of_the_page_learns_as_it_is_typed(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "extend.md").read_text()
+    (command,) = re.findall(r"<!-- in a folder with these two files -->\n```\n(.*)\n```", page)
+    *started, config, workdir, steps = shlex.split(command)
+    assert started == ["PYTHONPATH=.", "python", "-m", "dnrt_jax.main"]
+    for file in ("signals.py", "config.py"):
+        shutil.copy(FOLDER / file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([config, workdir, steps])
+    record = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["step"] == 40
+    assert record["test/acc"] > 0.9
+    assert 0 < record["train/loss_arr"] < 1
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("third") / "run"
     run("--config=config.py", f"--workdir={workdir}", *FLAGS)
     return workdir
-
-
-def test_it_learns_with_arr(whole):
-    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["test/acc"] > 0.9
-    assert 0 < records[-1]["train/loss_arr"] < 1
 
 
 def test_killed_and_resumed_it_ends_as_if_never_killed(whole, tmp_path):

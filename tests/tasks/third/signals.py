@@ -50,7 +50,7 @@ class Signals(Task):
         step = jax.jit(eval_step(model, self.config.arr, self.eval_preprocess, 3))
 
         def run(state):
-            values, confusion = evaluate(step, state, self.test.batches(50, mesh), "signals")
+            values, confusion = evaluate(step, state, self.test.batches(64, mesh), "signals")
             return {f"test/{k}": v for k, v in values.items()} | {"confusion": confusion}
 
         return run
