@@ -1,19 +1,17 @@
-"""A run in training: what is due at a step, its records and its checkpoints.
+"""A run in training: its records and its checkpoints.
 
 The samples of a batch, augmentation, dropout, and what is logged, evaluated and saved are functions
 of (config, step) alone, so a resumed run repeats exactly what an uninterrupted run does.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dnrt_jax.config import Config, to_json
 from dnrt_jax.experiment import Experiment, initial_state
@@ -23,53 +21,10 @@ from dnrt_jax.runtime.errors import ConfigError, NonFiniteError, WorkdirError
 from dnrt_jax.runtime.progress import Speed
 from dnrt_jax.runtime.trackers import open_tracker
 from dnrt_jax.runtime.workdir import Workdir, best_record
+from dnrt_jax.training.calendar import Calendar, Due
 from dnrt_jax.training.dispatch import Later
 from dnrt_jax.training.state import RUNS_ONCE, TrainState
-
-
-class Due(NamedTuple):
-    """What to do after a step."""
-
-    log: bool
-    evaluate: bool
-    save: bool
-
-
-class Calendar(NamedTuple):
-    """The schedule of logging, evaluation and checkpoints, in steps."""
-
-    log: int
-    evaluate: int
-    save: int
-    epoch: int
-    total: int
-
-    def until_next(self, step: int, most: int) -> int:
-        """Number of steps from `step` to the next event or end of an epoch, at most `most`."""
-        periods = (self.log, self.evaluate, self.save, self.epoch)
-        return min(most, self.total - step, *(n - step % n for n in periods))
-
-    def due(self, step: int) -> Due:
-        last = step == self.total
-        evaluate = step % self.evaluate == 0 or last
-        return Due(step % self.log == 0 or evaluate, evaluate, step % self.save == 0 or last)
-
-
-class Window:
-    """The values of the steps since the last log record."""
-
-    def __init__(self, values: dict[str, list[float]], skipped: int):
-        self.values, self.skipped = values, skipped
-
-    def add(self, values: dict[str, np.ndarray], finite: np.ndarray) -> None:
-        self.skipped += int((~finite).sum())
-        for name, column in values.items():
-            self.values.setdefault(name, []).extend(column[finite].astype(float).tolist())
-
-    def take_means(self) -> dict[str, float]:
-        """Returns the means as {"train/NAME": value} and starts a new window."""
-        values, self.values = self.values, {}
-        return {f"train/{name}": math.fsum(xs) / len(xs) for name, xs in values.items() if xs}
+from dnrt_jax.training.window import Window, check_skipped, which_finite
 
 
 class Run:
@@ -137,12 +92,12 @@ class Run:
         self._steps = []
         for later, step, _ in steps:
             values = later()
-            self.window.add(values, _finite(values, step, config.train.on_nonfinite == "stop"))
+            self.window.add(values, which_finite(values, step, config.train.on_nonfinite == "stop"))
         if steps:
             _, first, start = steps[0]
             samples = (self.step - first) * self.experiment.task.batch_size
             self._speed.add(samples, time.monotonic() - start)
-        _check_skipped(self.window.skipped, self.step, config)
+        check_skipped(self.window.skipped, self.step, config)
         self.workdir.write_config(config)  # only after a step was taken with it
 
     def settle(self, state: Callable[[], TrainState]) -> dict[str, Any] | None:
@@ -297,34 +252,3 @@ def _speed(images_per_sec: float | None, macs: int | None) -> dict[str, float | 
 def _is_finite(state: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
-
-
-def _finite(values: dict[str, np.ndarray], step: int, stop: bool) -> np.ndarray:
-    """Whether each step from `step` on was finite, bool[n]; the others left the state unchanged.
-
-    Raises:
-      NonFiniteError: with `stop`, for the first step that was not finite.
-    """
-    finite = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
-    for i in np.flatnonzero(~finite):
-        seen = {name: float(column[i]) for name, column in values.items()}
-        # Name the first cause: a sum is not finite if a term is not; a gradient may overflow alone.
-        terms = ("loss_ce", "loss_arr", "loss", "grad_norm")
-        cause = next(t for t in terms if t in seen and not math.isfinite(seen[t]))
-        listed = ", ".join(f"{name}={value:g}" for name, value in seen.items())
-        line = f"{cause} is not finite at step {step + i + 1} ({listed})"
-        if stop:
-            raise NonFiniteError(
-                f"{line}; lower config.optim.lr, check the data, or skip such steps with "
-                "--config.train.on_nonfinite=skip; the last checkpoint is intact"
-            )
-        logging.warning("%s: skipped", line)
-    return finite
-
-
-def _check_skipped(skipped: int, step: int, config: Config) -> None:
-    if skipped > config.train.max_skipped:
-        raise NonFiniteError(
-            f"step {step}: {skipped} steps were skipped, more than "
-            f"config.train.max_skipped={config.train.max_skipped}; the last checkpoint is intact"
-        )

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from dnrt_jax.run import Calendar, Run, Window
+from dnrt_jax.run import Run
 from dnrt_jax.runtime.profiling import Profile
 from dnrt_jax.runtime.progress import Progress, Speed
 from dnrt_jax.train import Group, Stop
+from dnrt_jax.training.calendar import Calendar
+from dnrt_jax.training.window import Window
 
 CALENDAR = Calendar(log=7, evaluate=10, save=5, epoch=12, total=44)
 
