@@ -134,7 +134,8 @@ def check_resume(old: Config, new: Config, allowed: Iterable[str] = ()) -> None:
     """Checks that a run with the config `old` may be resumed with the config `new`.
 
     Raises:
-      ConfigError: listing the fields that differ and are neither free (`Field.free`) nor `allowed`.
+      ConfigError: listing the fields that differ and are neither free (`Field.free`) nor `allowed`,
+        or for clipping switched on or off.
     """
     fields, before, after = fields_of(new), _effective(old), _effective(new)
     free = {name for name, field in fields.items() if field.free} | set(allowed)
@@ -147,6 +148,11 @@ def check_resume(old: Config, new: Config, allowed: Iterable[str] = ()) -> None:
         raise ConfigError(
             f"this folder holds a run of another config: {'; '.join(changed)}; choose another "
             "--workdir, or go on with --allow_change=FIELD"
+        )
+    if (old.optim.clip > 0) != (new.optim.clip > 0):
+        raise ConfigError(
+            f"config.optim.clip was {old.optim.clip:g}, is {new.optim.clip:g}: the state of the "
+            "optimizer has another form with 0; a large number clips nothing either"
         )
 
 

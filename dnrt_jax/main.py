@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnrt_jax import command_line
-from dnrt_jax.runtime.errors import CheckpointError, ConfigError, WorkdirError
+from dnrt_jax.runtime.errors import CheckpointError, WorkdirError
 from dnrt_jax.runtime.process import keep_memory, keep_programs, split_overrides, user_errors
 
 
@@ -131,11 +131,6 @@ def _check_folder(workdir: Any, config: Any, args: argparse.Namespace) -> None:
         if args.eval_only:  # other data, or the same data in another place
             allowed += [name for name in flatten(config) if name.startswith("data.")]
         check_resume(before, config, allowed)
-        if (before.optim.clip > 0) != (config.optim.clip > 0):
-            raise ConfigError(
-                f"config.optim.clip was {before.optim.clip:g}, is {config.optim.clip:g}: the state "
-                "of the optimizer has another form with 0; a large number clips nothing either"
-            )
     else:
         config.init_from = hub.pin(config.init_from)
 

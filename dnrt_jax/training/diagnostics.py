@@ -33,16 +33,15 @@ def sums(
       labels: i32[B]; mask: bool[B].
     """
     found = {}
-    middle = arr.lookup(centroids, responses, labels, target="global")
     seen = centroids.count > 0
-    trees = (responses, recorded, middle, centroids.mean)
+    trees = (responses, recorded, centroids.mean)
     layers = zip(layer_names(responses), *map(jax.tree.leaves, trees), strict=True)
-    for name, x, raw, center, means in layers:
-        x = jnp.where(mask[:, None], x.astype(means.dtype), 0)
-        d = jnp.where(mask[:, None], x - center, 0)
-        # About the mean of all, as responses may be much closer to each other than to zero.
+    for name, x, raw, means in layers:
         sizes = centroids.count.astype(means.dtype)
-        m = means - jnp.matmul(sizes, means, precision=HIGHEST) / jnp.maximum(sizes.sum(), 1)
+        middle = jnp.matmul(sizes, means, precision=HIGHEST) / jnp.maximum(sizes.sum(), 1)
+        # About the mean of all, as responses may be much closer to each other than to zero.
+        d = jnp.where(mask[:, None] & seen.any(), x.astype(means.dtype) - middle, 0)
+        m = means - middle
         nearest = (m * m).sum(1) - 2 * jnp.matmul(d, m.T, precision=HIGHEST)
         nearest = jnp.where(seen, nearest, jnp.inf).argmin(1)
         found[name] = {
